@@ -1,0 +1,167 @@
+"""What the relay says at its edge: request metadata it reads, trailers and error details it writes.
+
+This is the only place that knows their names and forms.
+"""
+
+import base64
+import hashlib
+from collections.abc import Iterable
+from functools import lru_cache
+
+from google.protobuf.any_pb2 import Any
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
+from google.rpc.error_details_pb2 import ErrorInfo, QuotaFailure, RetryInfo
+from google.rpc.status_pb2 import Status
+
+from relay_service.core.reason import Reason
+from relay_service.core.status import Code
+from relay_service.core.verdict import Origin, Verdict
+from relay_service.ports import Headers
+
+DOMAIN = "resilient-relay"
+"""The ``domain`` of every ErrorInfo made here."""
+
+IDEMPOTENCY_KEY = b"idempotency-key"
+HOPS = b"relay-attempt"
+PUSHBACK = b"grpc-retry-pushback-ms"
+DETAILS = b"grpc-status-details-bin"
+PREVIOUS_ATTEMPTS = b"grpc-previous-rpc-attempts"
+
+KEY_LENGTH_MAX = 255
+
+_QUOTA_REASONS = frozenset({Reason.QUEUE_FULL, Reason.STREAM_LIMIT})
+_EXECUTED_AT_ONCE: Headers = (
+    (b"relay-attempts", b"1"),
+    (b"relay-decision", b"FORWARDED"),
+    (b"relay-origin", b"upstream"),
+    (b"relay-outcome", b"executed"),
+)
+
+
+class MalformedKeyError(ValueError):
+    """The caller's idempotency key is not one."""
+
+
+def header(metadata: Headers, name: bytes) -> bytes | None:
+    """The value of ``name``, None when it is absent; the first one when it is given twice."""
+    for key, value in metadata:
+        if key == name:
+            return value
+    return None
+
+
+def idempotency_key(metadata: Headers) -> bytes | None:
+    """The caller's key. Raises `MalformedKeyError` unless it is 1 to 255 printable ASCII bytes, once."""
+    keys = [value for name, value in metadata if name == IDEMPOTENCY_KEY]
+    if not keys:
+        return None
+    key = keys[0]
+    if len(keys) > 1 or not 1 <= len(key) <= KEY_LENGTH_MAX or not all(0x20 <= byte <= 0x7E for byte in key):
+        raise MalformedKeyError
+    return key
+
+
+def derived_key(tenant: str, method: str, key: bytes) -> bytes:
+    """The key the upstream gets: the same for every attempt, relay and replay of (tenant, method, key).
+
+    It hides the caller's key from the upstream and keeps two tenants' equal keys apart.
+    """
+    scope = b"\0".join((DOMAIN.encode(), tenant.encode(), method.encode(), key))
+    return hashlib.sha256(scope).hexdigest().encode()
+
+
+def hops(metadata: Headers) -> int:
+    """Relays the call has passed through before; a value that is no number counts as one."""
+    value = header(metadata, HOPS)
+    if value is None:
+        return 0
+    return int(value) if value.isdigit() and len(value) < 4 else 1
+
+
+def pushback_s(trailers: Headers) -> float | None:
+    """When the upstream says to come back; negative means not at all, None that it said nothing.
+
+    ``grpc-retry-pushback-ms`` goes before RetryInfo; a malformed value means "do not retry" (gRFC A6).
+    """
+    value = header(trailers, PUSHBACK)
+    if value is not None:
+        text = value.decode("ascii", "replace")
+        return int(text) / 1000 if text.removeprefix("-").isdigit() and len(text) <= 10 else -1.0
+    details = header(trailers, DETAILS)
+    return _retry_info_s(details) if details else None
+
+
+def _retry_info_s(details: bytes) -> float | None:
+    try:
+        status = Status.FromString(base64.b64decode(details + b"=" * (-len(details) % 4)))
+    except (DecodeError, ValueError):
+        return None
+    for detail in status.details:
+        if detail.TypeName() == RetryInfo.DESCRIPTOR.full_name:
+            info = RetryInfo.FromString(detail.value)
+            return info.retry_delay.seconds + info.retry_delay.nanos / 1e9
+    return None
+
+
+def trailers_of(verdict: Verdict, method: str, upstream_trailers: Headers) -> Headers:
+    """The trailers of a call that an attempt answered or failed: the upstream's, then ours."""
+    if verdict.code is Code.OK and verdict.attempts == 1:
+        return (*upstream_trailers, *_EXECUTED_AT_ONCE) if upstream_trailers else _EXECUTED_AT_ONCE
+    ours = [
+        (b"relay-attempts", str(verdict.attempts).encode()),
+        (b"relay-decision", _decision(verdict).encode()),
+        (b"relay-origin", verdict.origin.value.encode()),
+        (b"relay-outcome", verdict.outcome.encode()),
+    ]
+    if verdict.origin is Origin.UPSTREAM:
+        return (*upstream_trailers, *ours)
+    return (*ours, *_relay_details(verdict, method))
+
+
+def _decision(verdict: Verdict) -> str:
+    if verdict.reason is not None:
+        return verdict.reason.name
+    return "RETRIED" if verdict.attempts > 1 else "FORWARDED"
+
+
+def _relay_details(verdict: Verdict, method: str) -> Iterable[tuple[bytes, bytes]]:
+    if verdict.reason is None:
+        return
+    if verdict.pushback_s is not None:
+        pushback_ms = _rounded(round(verdict.pushback_s * 1000))
+        yield PUSHBACK, str(pushback_ms).encode()
+        yield DETAILS, _details(verdict.code, verdict.message, verdict.reason, method, pushback_ms)
+    else:
+        yield DETAILS, _details(verdict.code, verdict.message, verdict.reason, method, None)
+
+
+def _rounded(pushback_ms: int) -> int:
+    """Two significant digits: jitter enough, and few enough values for the answers to be cached."""
+    unit = 10 ** max(0, len(str(abs(pushback_ms))) - 2)
+    return pushback_ms // unit * unit
+
+
+@lru_cache(maxsize=4096)
+def _details(code: Code, message: str, reason: Reason, method: str, pushback_ms: int | None) -> bytes:
+    """``grpc-status-details-bin``: ErrorInfo, and RetryInfo and QuotaFailure where they apply.
+
+    Cached, since a flood is refused with few different answers. Unpadded base64, as gRPC writes it.
+    """
+    status = Status(code=int(code), message=message)
+    details = [ErrorInfo(reason=reason.name, domain=DOMAIN, metadata={"method": method})]
+    packed = [_pack(detail) for detail in details]
+    if pushback_ms is not None and pushback_ms >= 0:
+        delay = Duration(seconds=pushback_ms // 1000, nanos=pushback_ms % 1000 * 1_000_000)
+        packed.append(_pack(RetryInfo(retry_delay=delay)))
+    if reason in _QUOTA_REASONS:
+        violation = QuotaFailure.Violation(subject="relay", description=reason.meaning)
+        packed.append(_pack(QuotaFailure(violations=[violation])))
+    status.details.extend(packed)
+    return base64.b64encode(status.SerializeToString()).rstrip(b"=")
+
+
+def _pack(message: ErrorInfo | RetryInfo | QuotaFailure) -> Any:
+    packed = Any()
+    packed.Pack(message)
+    return packed

@@ -1,0 +1,120 @@
+"""What keeps retries from becoming a storm: every retry must be paid for by calls that came in.
+
+Two gates that can stand together. `RetryBudget` bounds the load that retries add, whatever fails:
+in every window, retries <= ratio x first attempts + floor x seconds + burst. `RetryThrottle` is gRFC
+A6's ``retryThrottling``, which stops retrying while most calls fail.
+"""
+
+from dataclasses import dataclass
+
+from relay_service.core.policy import RetryBudgetPolicy, RetryThrottling
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetState:
+    """For people and dashboards. Without a budget ``tokens`` and ``max_tokens`` are zero."""
+
+    tokens: float
+    max_tokens: float
+    granted: int
+    refused: int
+
+
+class RetryBudget:
+    """A token bucket that first attempts (and slowly, time) fill and retries empty.
+
+    The bucket holds at most ``burst`` tokens, so what it lets through in any window is bounded by what
+    flowed in during that window plus the burst.
+    """
+
+    __slots__ = ("_filled_at", "_policy", "_tokens")
+
+    def __init__(self, policy: RetryBudgetPolicy, now: float) -> None:
+        self._policy = policy
+        self._tokens = policy.burst
+        self._filled_at = now
+
+    @property
+    def tokens(self) -> float:
+        """What is left."""
+        return self._tokens
+
+    def first_attempt(self) -> None:
+        """A call's first attempt pays ``ratio`` tokens in."""
+        self._tokens = min(self._policy.burst, self._tokens + self._policy.ratio)
+
+    def withdraw(self, now: float) -> bool:
+        """Take one token for a retry, if there is one."""
+        earned = max(0.0, now - self._filled_at) * self._policy.floor_per_s
+        self._tokens = min(self._policy.burst, self._tokens + earned)
+        self._filled_at = now
+        if self._tokens < 1.0:
+            return False
+        self._tokens -= 1.0
+        return True
+
+
+class RetryThrottle:
+    """gRFC A6 ``retryThrottling``: failures take one token, successes give ``token_ratio`` back.
+
+    Retries are allowed while more than half of the tokens are there.
+    """
+
+    __slots__ = ("_policy", "_tokens")
+
+    def __init__(self, policy: RetryThrottling) -> None:
+        self._policy = policy
+        self._tokens = float(policy.max_tokens)
+
+    def record(self, *, failed: bool) -> None:
+        """Count one answered attempt. ``failed`` means retryable; other errors count as neither."""
+        if failed:
+            self._tokens = max(0.0, self._tokens - 1.0)
+        else:
+            self._tokens = min(self._policy.max_tokens, self._tokens + self._policy.token_ratio)
+
+    @property
+    def open(self) -> bool:
+        """Whether a retry may be made now."""
+        return self._tokens > self._policy.max_tokens / 2
+
+
+class RetryGate:
+    """The one place that every retry of an upstream must pass; it owns both gates and counts decisions."""
+
+    __slots__ = ("_budget", "_granted", "_max_tokens", "_refused", "_throttle")
+
+    def __init__(
+        self, budget: RetryBudgetPolicy | None, throttling: RetryThrottling | None, now: float
+    ) -> None:
+        self._budget = RetryBudget(budget, now) if budget else None
+        self._max_tokens = budget.burst if budget else 0.0
+        self._throttle = RetryThrottle(throttling) if throttling else None
+        self._granted = 0
+        self._refused = 0
+
+    def first_attempt(self) -> None:
+        """A call's first attempt starts."""
+        if self._budget:
+            self._budget.first_attempt()
+
+    def record(self, *, failed: bool) -> None:
+        """An attempt ended: with a failure that could be retried, or with success."""
+        if self._throttle:
+            self._throttle.record(failed=failed)
+
+    def allow_retry(self, now: float) -> bool:
+        """Charge one retry, before its backoff. False means that the call ends here."""
+        allowed = (self._throttle is None or self._throttle.open) and (
+            self._budget is None or self._budget.withdraw(now)
+        )
+        if allowed:
+            self._granted += 1
+        else:
+            self._refused += 1
+        return allowed
+
+    def state(self) -> BudgetState:
+        """The budget as it stands."""
+        tokens = self._budget.tokens if self._budget else 0.0
+        return BudgetState(tokens, self._max_tokens, self._granted, self._refused)

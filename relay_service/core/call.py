@@ -1,0 +1,314 @@
+"""One call's life as a state machine: events in, actions out, no I/O and no clock.
+
+    READY --Begin--> ATTEMPTING --AttemptDone--> BACKING_OFF --BackoffElapsed--> ATTEMPTING ...
+                         |                           |
+                         +--------- Finish ----------+--> DONE
+
+The shell around it carries the actions out and reports what happened as events. It owns the bytes, the
+timers of each attempt and the workers; the judgement is here. An attempt that is to be given up ends
+like any other: the shell cancels it, asks the transport what is known, and reports `AttemptDone`.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from random import Random
+
+from relay_service.core.backoff import Backoff
+from relay_service.core.budget import RetryGate
+from relay_service.core.evidence import Delivery, Evidence, Safety, classify
+from relay_service.core.policy import RetryPolicy
+from relay_service.core.reason import Reason
+from relay_service.core.status import Code
+from relay_service.core.verdict import Fate, Origin, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """The call was admitted; a worker is there for its first attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptDone:
+    """The attempt under way ended."""
+
+    delivery: Delivery
+    code: Code
+    message: str
+    pushback_s: float | None = None
+    """When the upstream said to come back; negative means not at all."""
+    replayable: bool = True
+    """Whether another attempt could be made: the request is still whole and nothing was delivered."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackoffElapsed:
+    """The wait before the next attempt is over and a worker is there for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryRefused:
+    """The wait is over but no worker is to be had: the queue is full."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadlinePassed:
+    """The call's deadline is here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The caller went away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Aborted:
+    """The shell cannot go on (no worker to be had, a message too large); ``reason`` says why."""
+
+    reason: Reason
+    pushback_s: float | None = None
+    """When the caller should return; None says nothing about it."""
+
+
+Event = Begin | AttemptDone | BackoffElapsed | RetryRefused | DeadlinePassed | Cancelled | Aborted
+
+
+@dataclass(frozen=True, slots=True)
+class StartAttempt:
+    """Make attempt ``number`` (from 1) and give it up after ``timeout_s``; None leaves it without a limit."""
+
+    number: int
+    timeout_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class CancelAttempt:
+    """Give the attempt under way up and report `AttemptDone` with what the transport knows of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class WaitBackoff:
+    """Report `BackoffElapsed` at the monotonic time ``until``; hold no worker meanwhile."""
+
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Answer the caller. Nothing follows."""
+
+    verdict: Verdict
+
+
+Action = StartAttempt | CancelAttempt | WaitBackoff | Finish
+Actions = tuple[Action, ...]
+
+
+class State(Enum):
+    """Where a call stands."""
+
+    READY = "ready"
+    ATTEMPTING = "attempting"
+    BACKING_OFF = "backing_off"
+    DONE = "done"
+
+
+class Call:
+    """Retries by evidence, within the budget and the deadline, and the verdict that follows.
+
+    ``attempt_limit_s`` is None for calls whose attempts may last as long as the call (streams).
+    ``deadline`` is monotonic seconds or None. State: where the call stands, the attempts made, the worst
+    evidence so far, how the last attempt ended, and the verdict that waits for a cancelled attempt.
+    """
+
+    __slots__ = (
+        "_attempt_limit_s",
+        "_attempts",
+        "_backoff",
+        "_deadline",
+        "_evidence",
+        "_gate",
+        "_last",
+        "_may_repeat",
+        "_pending",
+        "_retry",
+        "_rng",
+        "_safety",
+        "_state",
+    )
+
+    def __init__(
+        self,
+        retry: RetryPolicy,
+        *,
+        safety: Safety,
+        has_key: bool,
+        deadline: float | None,
+        attempt_limit_s: float | None,
+        gate: RetryGate,
+        rng: Random,
+    ) -> None:
+        self._retry = retry
+        self._safety = safety
+        self._may_repeat = safety.allows_repeat(has_key=has_key)
+        self._deadline = deadline
+        self._attempt_limit_s = attempt_limit_s
+        self._gate = gate
+        self._rng = rng
+        self._state = State.READY
+        self._attempts = 0
+        self._evidence = Evidence.NOT_SENT
+        self._last: AttemptDone | None = None
+        self._backoff: Backoff | None = None
+        self._pending: Event | None = None
+
+    @property
+    def state(self) -> State:
+        """Where the call stands."""
+        return self._state
+
+    @property
+    def attempts(self) -> int:
+        """Attempts started so far."""
+        return self._attempts
+
+    def handle(self, event: Event, now: float) -> Actions:
+        """Advance. Events that come after the end, or that do not fit the state, change nothing."""
+        match event, self._state:
+            case _, State.DONE:
+                return ()
+            case AttemptDone(), State.ATTEMPTING:
+                return self._attempt_done(event, now)
+            case Begin(), State.READY:
+                self._gate.first_attempt()
+                return self._start(now)
+            case BackoffElapsed(), State.BACKING_OFF:
+                return self._start(now)
+            case RetryRefused(), State.BACKING_OFF:
+                return self._give_up(Reason.RETRIES_EXHAUSTED)
+            case ((DeadlinePassed() | Cancelled() | Aborted()), State.ATTEMPTING):
+                self._pending = event
+                return (CancelAttempt(),)
+            case ((DeadlinePassed() | Cancelled() | Aborted()), _):
+                return self._stop(event)
+            case _:
+                return ()
+
+    def _start(self, now: float) -> Actions:
+        self._state = State.ATTEMPTING
+        self._attempts += 1
+        return (StartAttempt(self._attempts, self._attempt_timeout_s(now)),)
+
+    def _attempt_timeout_s(self, now: float) -> float | None:
+        if self._deadline is None:
+            return self._attempt_limit_s
+        left_s = max(0.0, self._deadline - now)
+        return left_s if self._attempt_limit_s is None else min(left_s, self._attempt_limit_s)
+
+    def _attempt_done(self, done: AttemptDone, now: float) -> Actions:
+        if done.code is Code.OK and done.delivery is Delivery.ANSWERED:
+            self._gate.record(failed=False)
+            self._evidence = Evidence.DEFINITE
+            return self._finish(Code.OK, done.message, Origin.UPSTREAM, Fate.OK)
+        evidence = self.evidence_of(done)
+        settled = evidence is Evidence.DEFINITE and (
+            self._safety is Safety.KEYED or self._evidence < Evidence.AMBIGUOUS
+        )
+        self._evidence = evidence if settled else max(self._evidence, evidence)
+        self._last = done
+        self._gate.record(failed=evidence is not Evidence.DEFINITE)
+        if self._pending is not None:
+            return self._stop(self._pending)
+        return self._after_failure(done, evidence, now)
+
+    def evidence_of(self, done: AttemptDone) -> Evidence:
+        """What this one attempt proves, under this call's policy."""
+        retryable = self._retry.retryable_codes
+        return classify(
+            done.delivery, done.code, pushback_given=done.pushback_s is not None, retryable=retryable
+        )
+
+    def _after_failure(self, done: AttemptDone, evidence: Evidence, now: float) -> Actions:
+        if evidence is Evidence.DEFINITE or (evidence is Evidence.AMBIGUOUS and not self._may_repeat):
+            return self._give_up(None)
+        if not done.replayable or self._attempts >= self._retry.max_attempts:
+            return self._give_up(Reason.RETRIES_EXHAUSTED)
+        delay_s = self._delay_s(done.pushback_s)
+        if delay_s is None or (self._deadline is not None and now + delay_s >= self._deadline):
+            return self._give_up(Reason.RETRIES_EXHAUSTED)
+        if not self._gate.allow_retry(now):
+            return self._give_up(Reason.BUDGET_EXHAUSTED)
+        self._state = State.BACKING_OFF
+        return (WaitBackoff(now + delay_s),)
+
+    def _delay_s(self, pushback_s: float | None) -> float | None:
+        """The wait before the next attempt; None when the upstream said not to come back."""
+        if self._backoff is None:
+            self._backoff = Backoff(self._retry)
+        if pushback_s is None:
+            return self._backoff.next_s(self._rng)
+        self._backoff.reset()
+        return pushback_s if pushback_s >= 0.0 else None
+
+    def _give_up(self, reason: Reason | None) -> Actions:
+        """End with the last attempt's status, unless what is known says something worse."""
+        last = self._last
+        assert last is not None, "a call gives up only after an attempt"  # noqa: S101 (states that cannot be)
+        if last.delivery is Delivery.ANSWERED and self.evidence_of(last) >= self._evidence:
+            return self._finish(last.code, last.message, Origin.UPSTREAM, Fate.ERROR, reason)
+        if self._outcome_unknown:
+            return self._finish(
+                Code.UNKNOWN, _unknown(last.message), Origin.RELAY, Fate.ERROR, Reason.OUTCOME_UNKNOWN
+            )
+        origin = Origin.UPSTREAM if last.delivery is Delivery.ANSWERED else Origin.RELAY
+        return self._finish(last.code, last.message, origin, Fate.ERROR, reason)
+
+    @property
+    def _outcome_unknown(self) -> bool:
+        """Whether the caller must be told that an effect may exist. Nobody minds a second execution of
+        a method that is safe to repeat by itself, so there the last status says more."""
+        harmless = self._safety in (Safety.NO_SIDE_EFFECTS, Safety.IDEMPOTENT)
+        return self._evidence is Evidence.AMBIGUOUS and not harmless
+
+    def _stop(self, why: Event) -> Actions:
+        """End for a reason that is not an attempt's answer."""
+        match why:
+            case Cancelled():
+                return self._finish(Code.CANCELLED, "the caller went away", Origin.RELAY, Fate.CANCELLED)
+            case Aborted(reason, pushback_s):
+                code = reason.code or Code.UNKNOWN
+                return self._finish(
+                    code, reason.meaning, Origin.RELAY, self._failure_fate, reason, pushback_s=pushback_s
+                )
+            case _:
+                return self._deadline_passed()
+
+    def _deadline_passed(self) -> Actions:
+        if self._outcome_unknown:
+            text = _unknown("the deadline passed first")
+            return self._finish(
+                Code.DEADLINE_EXCEEDED, text, Origin.RELAY, Fate.ERROR, Reason.OUTCOME_UNKNOWN
+            )
+        reason = Reason.DEADLINE_PASSED
+        return self._finish(Code.DEADLINE_EXCEEDED, reason.meaning, Origin.RELAY, self._failure_fate, reason)
+
+    @property
+    def _failure_fate(self) -> Fate:
+        return Fate.ERROR if self._attempts else Fate.REFUSED
+
+    def _finish(
+        self,
+        code: Code,
+        message: str,
+        origin: Origin,
+        fate: Fate,
+        reason: Reason | None = None,
+        *,
+        pushback_s: float | None = None,
+    ) -> Actions:
+        self._state = State.DONE
+        evidence = self._evidence if self._attempts else None
+        return (Finish(Verdict(code, message, origin, fate, reason, evidence, self._attempts, pushback_s)),)
+
+
+def _unknown(message: str) -> str:
+    return f"the call may have been executed, its answer did not arrive: {message}"

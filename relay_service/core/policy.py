@@ -1,0 +1,261 @@
+"""What the operator decided, as frozen values: the core reads these and nothing else.
+
+No value here knows where it came from: the policy file is parsed elsewhere, and the same values can be
+made in Python. Every constructor refuses a value that could not mean anything (`ValueError` naming the
+field). A pattern that is switched off is `None` or its neutral value, said at the field; so "off" needs
+no flag and no second code path. Times are seconds, sizes bytes.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from types import MappingProxyType
+
+from relay_service.core.evidence import Safety
+from relay_service.core.status import Code
+
+
+class Jitter(Enum):
+    """How the wait before a retry is spread, so that callers who failed together do not return together.
+
+    Source: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
+    """
+
+    NONE = "none"
+    """Exactly the exponential backoff."""
+    FULL = "full"
+    """Uniform between zero and the exponential backoff."""
+    EQUAL = "equal"
+    """Half of the exponential backoff, the other half uniform."""
+    DECORRELATED = "decorrelated"
+    """Uniform between the initial backoff and three times the previous wait."""
+
+
+def _positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be a finite number greater than 0, not {value}")
+
+
+def _positive_or_off(name: str, value: float | None) -> None:
+    if value is not None:
+        _positive(name, value)
+
+
+def _at_least(name: str, value: float, minimum: float) -> None:
+    if not (math.isfinite(value) and value >= minimum):
+        raise ValueError(f"{name} must be a finite number of at least {minimum}, not {value}")
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often and how far apart attempts are made. Off is ``max_attempts=1``.
+
+    Meaning of the fields: gRFC A6 (https://github.com/grpc/proposal/blob/master/A6-client-retries.md),
+    except that ``max_attempts`` may exceed gRPC's 5 and that the jitter can be chosen.
+    """
+
+    max_attempts: int = 4
+    """The first attempt included."""
+    initial_backoff_s: float = 0.1
+    max_backoff_s: float = 5.0
+    backoff_multiplier: float = 2.0
+    jitter: Jitter = Jitter.FULL
+    retryable_codes: frozenset[Code] = frozenset({Code.UNAVAILABLE})
+    """Codes the upstream answers without having executed anything, on the operator's word."""
+
+    def __post_init__(self) -> None:
+        _at_least("max_attempts", self.max_attempts, 1)
+        _positive("initial_backoff_s", self.initial_backoff_s)
+        _at_least("max_backoff_s", self.max_backoff_s, self.initial_backoff_s)
+        _at_least("backoff_multiplier", self.backoff_multiplier, 1)
+        if Code.OK in self.retryable_codes:
+            raise ValueError("retryable_codes must not hold OK: a success is never retried")
+
+
+NO_RETRY = RetryPolicy(max_attempts=1)
+
+
+@dataclass(frozen=True, slots=True)
+class RetryBudgetPolicy:
+    """Retries ≤ ``ratio`` x first attempts + ``burst`` + ``floor_per_s`` x seconds, in every window (I4)."""
+
+    ratio: float = 0.2
+    """Retries earned by each first attempt."""
+    burst: float = 10.0
+    """Retries that may be saved up; the budget starts full."""
+    floor_per_s: float = 0.0
+    """Retries earned by time alone, so that a method that is seldom called can retry at all."""
+
+    def __post_init__(self) -> None:
+        _at_least("ratio", self.ratio, 0)
+        _at_least("burst", self.burst, 1)
+        _at_least("floor_per_s", self.floor_per_s, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class RetryThrottling:
+    """gRFC A6 throttling: a failure takes one token, a success gives ``token_ratio`` back.
+
+    No retry is made while half of ``max_tokens`` or less is left.
+    """
+
+    max_tokens: int
+    token_ratio: float
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_tokens <= 1000:
+            raise ValueError(f"max_tokens must be from 1 to 1000, not {self.max_tokens}")
+        _positive("token_ratio", self.token_ratio)
+
+
+@dataclass(frozen=True, slots=True)
+class MethodPolicy:
+    """What holds for the calls of one method."""
+
+    safety: Safety | None = None
+    """None takes the proto's ``idempotency_level`` when the upstream's reflection tells it, else NONE."""
+    key_required: bool = False
+    """Refuse a call without an idempotency key."""
+    default_timeout_s: float | None = 15.0
+    """The deadline of a call that came without one; None leaves it without."""
+    max_timeout_s: float | None = 60.0
+    """The longest deadline a caller may ask for; None does not cap."""
+    attempt_timeout_s: float | None = 5.0
+    """The longest one attempt may take; None leaves it the time to the deadline."""
+    retry: RetryPolicy = RetryPolicy()
+    replay_buffer_bytes: int = 64 * 1024
+    """How much of a streaming request is kept for a retry; 0 never retries a streaming call."""
+    max_message_bytes: int = 4 * 1024 * 1024
+    """The largest single message, request or response, as it stands on the wire."""
+
+    def __post_init__(self) -> None:
+        _positive_or_off("default_timeout_s", self.default_timeout_s)
+        _positive_or_off("max_timeout_s", self.max_timeout_s)
+        _positive_or_off("attempt_timeout_s", self.attempt_timeout_s)
+        _at_least("replay_buffer_bytes", self.replay_buffer_bytes, 0)
+        _at_least("max_message_bytes", self.max_message_bytes, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionPolicy:
+    """How much the relay takes on at once. There is no unlimited: off is `WIDE_OPEN`."""
+
+    queue_capacity: int = 1000
+    """Calls that may wait for a worker; 0 refuses as soon as all are busy."""
+    workers: int = 256
+    """Calls with an attempt in flight."""
+    max_streams: int = 1000
+    """Streaming calls open at once; they occupy no worker."""
+
+    def __post_init__(self) -> None:
+        _at_least("queue_capacity", self.queue_capacity, 0)
+        _at_least("workers", self.workers, 1)
+        _at_least("max_streams", self.max_streams, 0)
+
+
+WIDE_OPEN = AdmissionPolicy(queue_capacity=0, workers=100_000, max_streams=100_000)
+"""Admission switched off: limits no single process reaches, so that nothing is ever without one."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamPolicy:
+    """A service the relay forwards to, and how its connections are kept."""
+
+    target: str
+    """``host:port`` or ``unix:path``."""
+    connections: int = 1
+    connect_timeout_s: float = 2.0
+    silence_s: float = 0.75
+    """With calls in flight and nothing received for so long, a PING asks whether anyone is there."""
+    ping_timeout_s: float = 0.5
+    """A connection whose PING is unanswered for so long is given up."""
+    reconnect_backoff_min_s: float = 0.1
+    reconnect_backoff_max_s: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.target:
+            raise ValueError("target must be host:port or unix:path, not empty")
+        _at_least("connections", self.connections, 1)
+        _positive("connect_timeout_s", self.connect_timeout_s)
+        _positive("silence_s", self.silence_s)
+        _positive("ping_timeout_s", self.ping_timeout_s)
+        _positive("reconnect_backoff_min_s", self.reconnect_backoff_min_s)
+        _at_least("reconnect_backoff_max_s", self.reconnect_backoff_max_s, self.reconnect_backoff_min_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where the calls of a service, or of one method of it, go."""
+
+    service: str
+    """``package.Service``; empty matches everything."""
+    method: str | None
+    """``Method``; None matches every method of the service."""
+    upstream: str
+
+    def __post_init__(self) -> None:
+        if self.method and not self.service:
+            raise ValueError(f"a route to method {self.method!r} must name its service")
+
+    @property
+    def pattern(self) -> str:
+        """``package.Service/Method``, ``package.Service`` or an empty string."""
+        return f"{self.service}/{self.method}" if self.method else self.service
+
+
+@dataclass(frozen=True, slots=True)
+class RelayPolicy:
+    """Everything the operator decided.
+
+    ``methods`` is keyed as routes match: ``package.Service/Method``, ``package.Service`` or ``""`` (the
+    default for all). The longest match wins as a whole; nothing is merged here. With one upstream and
+    no routes everything goes there.
+
+    Both look-ups are two or three probes of a dict made once. They remember nothing, so no stream of
+    made-up method names can make them grow.
+    """
+
+    name: str
+    upstreams: Mapping[str, UpstreamPolicy]
+    methods: Mapping[str, MethodPolicy] = field(default_factory=dict)
+    routes: tuple[Route, ...] = ()
+    admission: AdmissionPolicy = AdmissionPolicy()
+    budget: RetryBudgetPolicy | None = RetryBudgetPolicy()
+    throttling: RetryThrottling | None = None
+    max_hops: int = 3
+    """Relays a call may pass through, this one included, before it is taken for a loop."""
+    _default_method: MethodPolicy = field(init=False, repr=False, compare=False)
+    _upstream_by_pattern: Mapping[str, str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        _at_least("max_hops", self.max_hops, 1)
+        if not self.upstreams:
+            raise ValueError("upstreams must name at least one")
+        if not self.routes and len(self.upstreams) > 1:
+            raise ValueError(f"routes are needed to choose between the upstreams {sorted(self.upstreams)}")
+        by_pattern = {route.pattern: route.upstream for route in self.routes} or {
+            "": next(iter(self.upstreams))
+        }
+        if len(by_pattern) < len(self.routes):
+            raise ValueError("routes must not name the same service and method twice")
+        if unknown := set(by_pattern.values()) - set(self.upstreams):
+            raise ValueError(f"routes lead to upstreams that are not there: {sorted(unknown)}")
+        # The only writes to a frozen value: its own copies and indexes, before anyone can see it.
+        object.__setattr__(self, "upstreams", MappingProxyType(dict(self.upstreams)))
+        object.__setattr__(self, "methods", MappingProxyType(dict(self.methods)))
+        object.__setattr__(self, "_default_method", self.methods.get("", MethodPolicy()))
+        object.__setattr__(self, "_upstream_by_pattern", MappingProxyType(by_pattern))
+
+    def method_policy(self, full_method: str) -> MethodPolicy:
+        """The policy of ``package.Service/Method``: its own, else its service's, else the default."""
+        return (
+            self.methods.get(full_method)
+            or self.methods.get(full_method.rpartition("/")[0])
+            or self._default_method
+        )
+
+    def route(self, full_method: str) -> str | None:
+        """The name of the upstream ``package.Service/Method`` goes to; None when no route matches."""
+        routes = self._upstream_by_pattern
+        return routes.get(full_method) or routes.get(full_method.rpartition("/")[0]) or routes.get("")

@@ -1,0 +1,36 @@
+"""Why the relay itself ended a call: every refusal and every failure of its own has one of these."""
+
+from enum import Enum
+
+from relay_service.core.status import Code
+
+
+class Reason(Enum):
+    """The ``reason`` of the ErrorInfo (domain ``resilient-relay``) in the caller's trailers.
+
+    Each carries the status code it is told with; ``None`` means the last attempt's own status.
+    """
+
+    QUEUE_FULL = Code.RESOURCE_EXHAUSTED, "all workers are busy and the queue is full"
+    STREAM_LIMIT = Code.RESOURCE_EXHAUSTED, "as many streaming calls are open as the relay allows"
+    DEADLINE_PASSED = Code.DEADLINE_EXCEEDED, "the deadline passed before an answer came"
+    RETRIES_EXHAUSTED = None, "no attempt succeeded and no further one is allowed"
+    BUDGET_EXHAUSTED = None, "the retry budget is used up"
+    OUTCOME_UNKNOWN = Code.UNKNOWN, "an attempt may have been executed and its answer never came"
+    IDEMPOTENCY_KEY_MISSING = Code.INVALID_ARGUMENT, "the policy requires an idempotency-key for this method"
+    IDEMPOTENCY_KEY_INVALID = (
+        Code.INVALID_ARGUMENT,
+        "an idempotency-key is 1 to 255 printable ASCII characters, given once, on a unary method",
+    )
+    MESSAGE_TOO_LARGE = Code.RESOURCE_EXHAUSTED, "the message is larger than the relay accepts"
+    MALFORMED_REQUEST = Code.INTERNAL, "the request is not well-formed gRPC"
+    HOP_LIMIT = (
+        Code.FAILED_PRECONDITION,
+        "the call has passed through too many relays: the routes form a loop",
+    )
+    NO_ROUTE = Code.UNIMPLEMENTED, "no route leads to this method"
+    DRAINING = Code.UNAVAILABLE, "the relay is shutting down"
+
+    def __init__(self, code: Code | None, meaning: str) -> None:
+        self.code = code
+        self.meaning = meaning

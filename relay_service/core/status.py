@@ -1,0 +1,25 @@
+"""gRPC status codes, by the numbers that stand on the wire (core knows nothing of any gRPC library)."""
+
+from enum import IntEnum
+
+
+class Code(IntEnum):
+    """A gRPC status code. Source: https://github.com/grpc/grpc/blob/master/doc/statuscodes.md."""
+
+    OK = 0
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+    UNAUTHENTICATED = 16

@@ -1,0 +1,55 @@
+"""How a call ended, in one value that reply, span, log and counters all speak from."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from relay_service.core.evidence import Evidence
+from relay_service.core.reason import Reason
+from relay_service.core.status import Code
+
+
+class Origin(Enum):
+    """Who made the status that the caller gets."""
+
+    UPSTREAM = "upstream"
+    RELAY = "relay"
+
+
+class Fate(Enum):
+    """The term of the conservation law that a call counts under: received = the sum of these + in flight."""
+
+    OK = "ok"
+    ERROR = "error"
+    REFUSED = "refused"
+    """Ended by the relay before any attempt was made."""
+    CANCELLED = "cancelled"
+    """The caller went away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The end of a call.
+
+    ``evidence`` is the worst of the attempts', None when none was made. ``attempts`` counts those
+    that were started. ``pushback_s`` says when to return; negative means not at all.
+    """
+
+    code: Code
+    message: str
+    origin: Origin
+    fate: Fate
+    reason: Reason | None = None
+    evidence: Evidence | None = None
+    attempts: int = 0
+    pushback_s: float | None = None
+
+    @property
+    def outcome(self) -> str:
+        """What the caller may believe of the effect: ``executed``, ``not-executed`` or ``unknown``."""
+        match self.evidence:
+            case None | Evidence.NOT_SENT | Evidence.REFUSED:
+                return "not-executed"
+            case Evidence.AMBIGUOUS:
+                return "unknown"
+            case Evidence.DEFINITE:
+                return "executed" if self.code is Code.OK else "not-executed"

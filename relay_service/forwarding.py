@@ -1,0 +1,478 @@
+"""Carrying one call to its upstream and its answer back: the shell around `relay_service.core.call.Call`.
+
+Two kinds. A unary call is taken whole, then admitted, tried, and answered whole: so a slow caller holds
+no worker, any attempt can be repeated, and nothing reaches the caller before the verdict. A streaming
+call flows through in both directions with backpressure, and can be tried again only while nothing was
+delivered and what the caller sent still fits the replay buffer.
+
+No task runs per call: everything here happens inside a callback of the data plane or of a timer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from relay_service import contract
+from relay_service.core.admission import Admitted
+from relay_service.core.call import (
+    Aborted,
+    Actions,
+    AttemptDone,
+    BackoffElapsed,
+    Begin,
+    Call,
+    CancelAttempt,
+    Cancelled,
+    DeadlinePassed,
+    Event,
+    Finish,
+    RetryRefused,
+    StartAttempt,
+    State,
+    WaitBackoff,
+)
+from relay_service.core.policy import MethodPolicy
+from relay_service.core.reason import Reason
+from relay_service.core.status import Code
+from relay_service.core.verdict import Fate, Origin, Verdict
+from relay_service.ports import (
+    Attempt,
+    AttemptEnd,
+    CallObserver,
+    Headers,
+    Reply,
+    TimerHandle,
+    Timers,
+    UpstreamPort,
+)
+
+FRAME_PREFIX_BYTES = 5
+"""gRPC's message prefix: one compressed flag, four bytes of length."""
+
+FLOW_HIGH_WATER_BYTES = 256 * 1024
+"""With more than this queued towards one side, the other side gets no further window."""
+
+
+class Host(Protocol):
+    """What a call needs of the relay that carries it."""
+
+    timers: Timers
+
+    def now(self) -> float:
+        """Monotonic seconds."""
+
+    def take_worker(self, call: "UnaryCall") -> Admitted:
+        """Ask for a worker; when QUEUED, `UnaryCall.worker_granted` follows or `leave_queue` ends it."""
+
+    def give_worker_back(self, now: float) -> None:
+        """The worker is free for the next in the queue."""
+
+    def leave_queue(self, call: "UnaryCall") -> None:
+        """The call waits no longer."""
+
+    def pushback_s(self, now: float) -> float:
+        """When a caller that found the queue full should return."""
+
+    def call_ended(self, call: "ForwardedCall") -> None:
+        """The call is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What was decided about a call at its headers."""
+
+    method: str
+    metadata: Headers
+    """What every attempt carries: the caller's metadata, the derived key, the hop count."""
+    upstream: UpstreamPort
+    policy: MethodPolicy
+    deadline: float | None
+    """Monotonic seconds."""
+    limited: bool = True
+    """False for the relay's own services, which no limit holds back and no drain waits for."""
+
+
+class ForwardedCall:
+    """What both kinds share: events into the machine, its actions out to the transports and timers."""
+
+    __slots__ = (
+        "_attempt",
+        "_attempt_timer",
+        "_backoff_timer",
+        "_deadline_timer",
+        "_end",
+        "_host",
+        "_machine",
+        "_observer",
+        "_plan",
+        "_reply",
+    )
+
+    def __init__(self, host: Host, plan: Plan, machine: Call, reply: Reply, observer: CallObserver) -> None:
+        self._host = host
+        self._plan = plan
+        self._machine = machine
+        self._reply = reply
+        self._observer = observer
+        self._attempt: Attempt | None = None
+        self._end: AttemptEnd | None = None
+        self._attempt_timer: TimerHandle | None = None
+        self._backoff_timer: TimerHandle | None = None
+        self._deadline_timer = (
+            host.timers.call_at(plan.deadline, ForwardedCall.deadline_passed, self)
+            if plan.deadline is not None
+            else None
+        )
+
+    @property
+    def limited(self) -> bool:
+        """Whether the call counts against the relay's limits."""
+        return self._plan.limited
+
+    # What happens to the call -------------------------------------------------------------------
+
+    def on_cancelled(self) -> None:
+        """The caller is gone."""
+        self._stop(Cancelled())
+
+    def on_end(self, attempt: Attempt, end: AttemptEnd) -> None:
+        """The attempt under way ended by itself."""
+        if attempt is self._attempt:
+            self._attempt_over(end, self._host.now())
+
+    def deadline_passed(self) -> None:
+        """The call's own timer."""
+        self._stop(DeadlinePassed())
+
+    def attempt_timed_out(self) -> None:
+        """The timer of the attempt under way."""
+        if self._attempt is not None:
+            self._give_attempt_up(
+                Code.UNAVAILABLE, f"the attempt took longer than {self._plan.policy.attempt_timeout_s} s"
+            )
+
+    def backoff_elapsed(self) -> None:
+        """The timer of the wait before the next attempt."""
+        self._handle(BackoffElapsed(), self._host.now())
+
+    def _stop(self, event: Event) -> None:
+        self._handle(event, self._host.now())
+
+    # What the machine wants ---------------------------------------------------------------------
+
+    def _handle(self, event: Event, now: float) -> None:
+        self._apply(self._machine.handle(event, now), now)
+
+    def _apply(self, actions: Actions, now: float) -> None:
+        for action in actions:
+            match action:
+                case StartAttempt(number, timeout_s):
+                    self._start_attempt(number, timeout_s, now)
+                case Finish(verdict):
+                    self._finish(verdict, now)
+                case WaitBackoff(until):
+                    self._backoff_timer = self._host.timers.call_at(until, type(self).backoff_elapsed, self)
+                case CancelAttempt():
+                    self._give_attempt_up(Code.CANCELLED, "given up")
+
+    def _start_attempt(self, number: int, timeout_s: float | None, now: float) -> None:
+        plan = self._plan
+        metadata = [*plan.metadata, *self._observer.attempt_started(number, plan.upstream.name, now)]
+        if number > 1:
+            metadata.append((contract.PREVIOUS_ATTEMPTS, b"%d" % (number - 1)))
+        self._end = None
+        attempt = self._attempt = plan.upstream.start(plan.method, metadata, timeout_s, self)
+        if timeout_s is not None and (plan.deadline is None or now + timeout_s < plan.deadline):
+            self._attempt_timer = self._host.timers.call_at(
+                now + timeout_s, type(self).attempt_timed_out, self
+            )
+        self._send_request(attempt)
+
+    def _give_attempt_up(self, code: Code, message: str) -> None:
+        attempt = self._attempt
+        if attempt is not None:
+            self._attempt_over(AttemptEnd(attempt.cancel(), code, message), self._host.now())
+
+    def _attempt_over(self, end: AttemptEnd, now: float) -> None:
+        attempt = self._attempt
+        assert attempt is not None, "only a running attempt ends"  # noqa: S101 (a state that cannot be)
+        self._attempt = None
+        self._end = end
+        if self._attempt_timer is not None:
+            self._attempt_timer.cancel()
+            self._attempt_timer = None
+        pushback_s = contract.pushback_s(end.trailers) if end.trailers and end.code is not Code.OK else None
+        done = AttemptDone(end.delivery, end.code, end.message, pushback_s, self._replayable)
+        self._observer.attempt_ended(
+            self._machine.attempts, attempt.peer, end, self._machine.evidence_of(done), now
+        )
+        self._handle(done, now)
+
+    def _finish(self, verdict: Verdict, now: float) -> None:
+        for timer in (self._deadline_timer, self._backoff_timer):
+            if timer is not None:
+                timer.cancel()
+        if verdict.fate is not Fate.CANCELLED:
+            self._answer(verdict)
+        self._observer.finished(verdict, now)
+        self._host.call_ended(self)
+
+    def _send_trailers(self, verdict: Verdict) -> None:
+        end = self._end
+        from_upstream = end.trailers if end is not None and verdict.origin is Origin.UPSTREAM else ()
+        trailers = contract.trailers_of(verdict, self._plan.method, from_upstream)
+        self._reply.send_trailers(verdict.code, verdict.message, trailers)
+
+    # What the kinds do differently --------------------------------------------------------------
+
+    @property
+    def _replayable(self) -> bool:
+        raise NotImplementedError
+
+    def _send_request(self, attempt: Attempt) -> None:
+        raise NotImplementedError
+
+    def _answer(self, verdict: Verdict) -> None:
+        raise NotImplementedError
+
+    def on_response_headers(self, attempt: Attempt, headers: Headers) -> None:
+        """See `relay_service.ports.AttemptSink`."""
+        raise NotImplementedError
+
+    def on_response_data(self, attempt: Attempt, data: bytes) -> None:
+        """See `relay_service.ports.AttemptSink`."""
+        raise NotImplementedError
+
+    def on_attempt_drained(self, attempt: Attempt) -> None:
+        """See `relay_service.ports.AttemptSink`."""
+        raise NotImplementedError
+
+
+class UnaryCall(ForwardedCall):
+    """One message each way, both held whole; at most ``max_message_bytes`` each.
+
+    State beyond the shared: the request and response bytes so far, whether the request is complete, and
+    what the call has of the admission: a place in the queue, a worker, or neither.
+    """
+
+    __slots__ = (
+        "_holds_worker",
+        "_in_queue",
+        "_request",
+        "_request_done",
+        "_response",
+        "_response_bytes",
+        "_response_headers",
+    )
+
+    def __init__(self, host: Host, plan: Plan, machine: Call, reply: Reply, observer: CallObserver) -> None:
+        super().__init__(host, plan, machine, reply, observer)
+        self._request = b""
+        self._request_done = False
+        self._response: list[bytes] = []
+        self._response_bytes = 0
+        self._response_headers: Headers | None = None
+        self._in_queue = False
+        self._holds_worker = False
+
+    # The request --------------------------------------------------------------------------------
+
+    def on_request_data(self, data: bytes, *, end: bool) -> None:
+        """Collect the request; when it is whole, ask for a worker."""
+        if self._machine.state is not State.READY or self._request_done:
+            return
+        self._request = self._request + data if self._request else data
+        self._reply.consumed(len(data))
+        if len(self._request) > self._plan.policy.max_message_bytes + FRAME_PREFIX_BYTES:
+            self._stop(Aborted(Reason.MESSAGE_TOO_LARGE))
+        elif end:
+            self._request_done = True
+            if is_one_message(self._request):
+                self._seek_worker(Begin())
+            else:
+                self._stop(Aborted(Reason.MALFORMED_REQUEST))
+
+    def on_reply_drained(self) -> None:
+        """The answer is sent in one piece: there is nothing to go on with."""
+
+    # Workers ------------------------------------------------------------------------------------
+
+    def backoff_elapsed(self) -> None:
+        """Another attempt needs a worker again."""
+        self._seek_worker(BackoffElapsed())
+
+    def _seek_worker(self, then: Event) -> None:
+        now = self._host.now()
+        match self._host.take_worker(self):
+            case Admitted.STARTED:
+                self._holds_worker = True
+                self._handle(then, now)
+            case Admitted.QUEUED:
+                self._in_queue = True
+                self._observer.queued(now)
+            case Admitted.REFUSED if isinstance(then, Begin):
+                self._handle(Aborted(Reason.QUEUE_FULL, self._host.pushback_s(now)), now)
+            case Admitted.REFUSED:
+                self._handle(RetryRefused(), now)
+
+    def worker_granted(self, now: float) -> None:
+        """The wait in the queue is over."""
+        self._in_queue = False
+        self._holds_worker = True
+        self._observer.dequeued(now)
+        self._handle(Begin() if self._machine.state is State.READY else BackoffElapsed(), now)
+
+    def _attempt_over(self, end: AttemptEnd, now: float) -> None:
+        super()._attempt_over(end, now)
+        if self._holds_worker:
+            self._holds_worker = False
+            self._host.give_worker_back(now)
+
+    def _finish(self, verdict: Verdict, now: float) -> None:
+        if self._in_queue:
+            self._in_queue = False
+            self._host.leave_queue(self)
+        super()._finish(verdict, now)
+
+    # The attempt and its answer -----------------------------------------------------------------
+
+    @property
+    def _replayable(self) -> bool:
+        return True
+
+    def _send_request(self, attempt: Attempt) -> None:
+        self._response_headers = None
+        self._response.clear()
+        self._response_bytes = 0
+        attempt.send_data(self._request, end=True)
+
+    def on_response_headers(self, attempt: Attempt, headers: Headers) -> None:
+        """Keep them until the verdict."""
+        if attempt is self._attempt:
+            self._response_headers = headers
+
+    def on_response_data(self, attempt: Attempt, data: bytes) -> None:
+        """Keep it until the verdict, up to the policy's limit."""
+        if attempt is not self._attempt:
+            return
+        self._response.append(data)
+        self._response_bytes += len(data)
+        attempt.consumed(len(data))
+        if self._response_bytes > self._plan.policy.max_message_bytes + FRAME_PREFIX_BYTES:
+            self._stop(Aborted(Reason.MESSAGE_TOO_LARGE))
+
+    def on_attempt_drained(self, attempt: Attempt) -> None:
+        """The request was queued in one piece: there is nothing to go on with."""
+
+    def _answer(self, verdict: Verdict) -> None:
+        if verdict.origin is Origin.UPSTREAM and self._response_headers is not None:
+            self._reply.send_headers(self._response_headers)
+            for chunk in self._response:
+                self._reply.send_data(chunk)
+        self._send_trailers(verdict)
+
+
+class StreamCall(ForwardedCall):
+    """Messages flow both ways as they come.
+
+    Backpressure crosses the relay: bytes that one side may not take yet give no window to the other, so
+    memory stays within the windows whoever is slow. State beyond the shared: what is kept of the request
+    for another attempt (None once too much was sent or anything was delivered), whether the caller
+    half-closed, and the window credit that each side is owed.
+    """
+
+    __slots__ = ("_owed_to_attempt", "_owed_to_caller", "_replay", "_replay_bytes", "_request_done")
+
+    def __init__(self, host: Host, plan: Plan, machine: Call, reply: Reply, observer: CallObserver) -> None:
+        super().__init__(host, plan, machine, reply, observer)
+        self._replay: list[bytes] | None = []
+        self._replay_bytes = 0
+        self._request_done = False
+        self._owed_to_caller = 0
+        self._owed_to_attempt = 0
+
+    def begin(self, now: float) -> None:
+        """Start the first attempt, before any request message is there."""
+        self._handle(Begin(), now)
+
+    # Caller to upstream -------------------------------------------------------------------------
+
+    def on_request_data(self, data: bytes, *, end: bool) -> None:
+        """Send it on, and keep it for another attempt while that is possible."""
+        if self._machine.state is State.DONE:
+            self._reply.consumed(len(data))
+            return
+        self._request_done = self._request_done or end
+        self._owed_to_caller += len(data)
+        if self._replay is not None:
+            self._replay.append(data)
+            self._replay_bytes += len(data)
+        attempt = self._attempt
+        if attempt is None:
+            # Between two attempts: what came is in the replay buffer, and the caller gets no window.
+            return
+        attempt.send_data(data, end=end)
+        if self._replay_bytes > self._plan.policy.replay_buffer_bytes:
+            self._replay = None
+        self._credit_caller(attempt)
+
+    def on_attempt_drained(self, attempt: Attempt) -> None:
+        """The upstream has room again."""
+        if attempt is self._attempt:
+            self._credit_caller(attempt)
+
+    def _credit_caller(self, attempt: Attempt) -> None:
+        if self._owed_to_caller and attempt.buffered_bytes < FLOW_HIGH_WATER_BYTES:
+            owed, self._owed_to_caller = self._owed_to_caller, 0
+            self._reply.consumed(owed)
+
+    @property
+    def _replayable(self) -> bool:
+        return self._replay is not None
+
+    def _send_request(self, attempt: Attempt) -> None:
+        request: Sequence[bytes] = self._replay or ()
+        self._owed_to_attempt = 0
+        for data in request:
+            attempt.send_data(data, end=False)
+        if self._request_done:
+            attempt.send_data(b"", end=True)
+        self._credit_caller(attempt)
+
+    # Upstream to caller -------------------------------------------------------------------------
+
+    def on_response_headers(self, attempt: Attempt, headers: Headers) -> None:
+        """Send them on at once: a conversation may wait for them. This commits the call."""
+        if attempt is self._attempt:
+            self._replay = None
+            self._reply.send_headers(headers)
+
+    def on_response_data(self, attempt: Attempt, data: bytes) -> None:
+        """Send it on; the upstream gets its window back when the caller has room."""
+        if attempt is not self._attempt:
+            return
+        self._reply.send_data(data)
+        self._owed_to_attempt += len(data)
+        self._credit_attempt(attempt)
+
+    def on_reply_drained(self) -> None:
+        """The caller has room again."""
+        if self._attempt is not None:
+            self._credit_attempt(self._attempt)
+
+    def _credit_attempt(self, attempt: Attempt) -> None:
+        if self._owed_to_attempt and self._reply.buffered_bytes < FLOW_HIGH_WATER_BYTES:
+            owed, self._owed_to_attempt = self._owed_to_attempt, 0
+            attempt.consumed(owed)
+
+    def _answer(self, verdict: Verdict) -> None:
+        self._send_trailers(verdict)
+
+
+def is_one_message(framed: bytes) -> bool:
+    """Whether the bytes are exactly one gRPC message with its prefix."""
+    return (
+        len(framed) >= FRAME_PREFIX_BYTES
+        and framed[0] in (0, 1)
+        and int.from_bytes(framed[1:FRAME_PREFIX_BYTES]) + FRAME_PREFIX_BYTES == len(framed)
+    )

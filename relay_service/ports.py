@@ -1,0 +1,191 @@
+"""The seams between the rooms of the relay: what the use case asks of its transports, and they of it.
+
+The use case (`relay_service.relay`) knows only these. The data plane implements `Reply` and
+`Attempt` and drives `IncomingCall` and `AttemptSink`; telemetry implements `Observer`. Nothing
+here does I/O. All methods are synchronous and are called on the event loop's thread; none blocks,
+and none may raise into its caller for a reason that lies with the peer.
+
+Bytes that travel are gRPC's own framing (5-byte prefix and message), passed through untouched;
+``Headers`` are raw HTTP/2 fields, names in lower case.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from relay_service.core.evidence import Delivery, Evidence
+from relay_service.core.status import Code
+from relay_service.core.verdict import Verdict
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class CallHead:
+    """A call as its request headers tell it."""
+
+    method: str
+    """``package.Service/Method``, without the leading slash."""
+    metadata: Headers
+    """What is passed on: no pseudo-headers, no hop-by-hop fields, no ``grpc-timeout``; ``grpc-encoding``,
+    ``grpc-accept-encoding`` and ``user-agent`` are kept."""
+    timeout_s: float | None
+    """The caller's ``grpc-timeout``, None when it set no deadline."""
+    received_at: float
+    """Monotonic seconds."""
+    peer: str
+    """``host:port`` of the caller, for logs and spans."""
+
+
+class Reply(Protocol):
+    """The caller's end of a call. The order is headers?, data*, trailers; or one reset."""
+
+    def send_headers(self, headers: Headers) -> None:
+        """Send response headers (``:status 200`` and ``content-type`` are added). This commits the call."""
+
+    def send_data(self, data: bytes) -> None:
+        """Queue framed bytes; they leave as the caller's flow-control window allows."""
+
+    def send_trailers(self, code: Code, message: str, trailers: Headers) -> None:
+        """End the call. Without earlier headers this is one Trailers-Only block.
+
+        ``message`` is percent-encoded here; ``trailers`` hold all else, without ``grpc-status``
+        and ``grpc-message``.
+        """
+
+    def reset(self) -> None:
+        """End the call without a status (RST_STREAM CANCEL); for a caller that is known to be gone."""
+
+    def consumed(self, size_bytes: int) -> None:
+        """Say that so many request bytes left the relay, so that the caller may send as many more."""
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Response bytes queued and not yet written to the caller's connection."""
+
+
+class IncomingCall(Protocol):
+    """The use case's end of a call, driven by the data plane's server side."""
+
+    def on_request_data(self, data: bytes, *, end: bool) -> None:
+        """Framed request bytes; ``end`` is the half-close (data may then be empty)."""
+
+    def on_cancelled(self) -> None:
+        """The caller reset the stream or its connection was lost. Nothing may be sent any more."""
+
+    def on_reply_drained(self) -> None:
+        """`Reply.buffered_bytes` fell below the low-water mark after having been above the high one."""
+
+
+CallHandler = Callable[[CallHead, Reply], IncomingCall | None]
+"""What the server side calls for each request; None when the call was answered at its headers, in which
+case further request data is dropped (and its window given back)."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEnd:
+    """How an attempt ended."""
+
+    delivery: Delivery
+    code: Code
+    """The upstream's status when ANSWERED, else the code that the transport's failure maps to."""
+    message: str
+    trailers: Headers = ()
+    """The upstream's trailers when ANSWERED (without ``grpc-status`` and ``grpc-message``)."""
+
+
+class AttemptSink(Protocol):
+    """Who hears what becomes of an attempt. After `on_end` nothing more is said about it."""
+
+    def on_response_headers(self, attempt: "Attempt", headers: Headers) -> None:
+        """Response metadata (pseudo-headers and ``content-type`` removed). Not called for Trailers-Only."""
+
+    def on_response_data(self, attempt: "Attempt", data: bytes) -> None:
+        """Framed response bytes; answer with `Attempt.consumed` when they have left the relay."""
+
+    def on_attempt_drained(self, attempt: "Attempt") -> None:
+        """`Attempt.buffered_bytes` fell below the low-water mark after having been above the high one."""
+
+    def on_end(self, attempt: "Attempt", end: AttemptEnd) -> None:
+        """The attempt is over; called exactly once, never from inside `UpstreamPort.start` or `cancel`."""
+
+
+class Attempt(Protocol):
+    """One try at the upstream."""
+
+    def send_data(self, data: bytes, *, end: bool) -> None:
+        """Queue framed request bytes; ``end`` half-closes."""
+
+    def cancel(self) -> Delivery:
+        """Give the attempt up (RST_STREAM CANCEL when it was sent) and say what is known of it.
+
+        No `AttemptSink.on_end` follows.
+        """
+
+    def consumed(self, size_bytes: int) -> None:
+        """Say that so many response bytes left the relay, so that the upstream may send as many more."""
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Request bytes queued and not yet written to the upstream's connection."""
+
+    @property
+    def peer(self) -> str:
+        """``host:port`` the attempt went to; empty while it waits for a connection."""
+
+
+class UpstreamPort(Protocol):
+    """A service the relay forwards to."""
+
+    name: str
+
+    def start(self, method: str, metadata: Headers, timeout_s: float | None, sink: AttemptSink) -> Attempt:
+        """Begin an attempt: its headers leave at once when a connection is ready, else as soon as one is.
+
+        ``timeout_s`` becomes ``grpc-timeout``; enforcing it is the caller's own business. A connection that
+        cannot be had ends the attempt with NOT_SENT and UNAVAILABLE.
+        """
+
+
+class TimerHandle(Protocol):
+    """A timer that may still be called off."""
+
+    def cancel(self) -> None:
+        """Harmless when it has fired or was cancelled before."""
+
+
+class Timers(Protocol):
+    """Coarse timers; they never fire early and at most one tick late on an idle loop."""
+
+    def call_at(self, when: float, callback: Callable[[Any], None], argument: Any) -> TimerHandle:
+        """Call ``callback(argument)`` at the monotonic time ``when``, in seconds."""
+
+
+class CallObserver(Protocol):
+    """Hears the life of one call, for spans, metrics and logs. Times are monotonic seconds."""
+
+    @property
+    def trace_id(self) -> str:
+        """32 hex digits; every call has one, sampled or not."""
+
+    def queued(self, now: float) -> None:
+        """The call (or a retry of it) waits for a worker."""
+
+    def dequeued(self, now: float) -> None:
+        """A worker took it."""
+
+    def attempt_started(self, number: int, upstream: str, now: float) -> Headers:
+        """Attempt ``number`` (from 1) begins; the result is the trace context to send with it."""
+
+    def attempt_ended(self, number: int, peer: str, end: AttemptEnd, evidence: Evidence, now: float) -> None:
+        """Attempt ``number`` is over."""
+
+    def finished(self, verdict: Verdict, now: float) -> None:
+        """The caller has its answer (or is gone). Called exactly once, last."""
+
+
+class Observer(Protocol):
+    """Makes a `CallObserver` for every call."""
+
+    def call_started(self, head: CallHead, now: float) -> CallObserver:
+        """Called before anything is decided."""

@@ -1,0 +1,285 @@
+"""The use case: what becomes of a call that arrives.
+
+In order: route, policy, hop count, deadline, idempotency key, admission; then the call is carried by
+`relay_service.forwarding` until its verdict. Everything that can be decided at the headers is decided
+there, before anything is allocated for the call.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from random import Random
+
+from relay_service import contract
+from relay_service.core.admission import Admission, Admitted
+from relay_service.core.budget import RetryGate
+from relay_service.core.call import Call
+from relay_service.core.evidence import Safety
+from relay_service.core.policy import NO_RETRY, MethodPolicy, RelayPolicy, RetryPolicy
+from relay_service.core.reason import Reason
+from relay_service.core.status import Code
+from relay_service.core.verdict import Fate, Origin, Verdict
+from relay_service.forwarding import ForwardedCall, Plan, StreamCall, UnaryCall
+from relay_service.methods import MethodCatalog
+from relay_service.ports import (
+    CallHead,
+    CallObserver,
+    Headers,
+    IncomingCall,
+    Observer,
+    Reply,
+    Timers,
+    UpstreamPort,
+)
+
+UNAUTHENTICATED_TENANT = ""
+"""All callers without a verified identity are one tenant."""
+
+OWN_SERVICE_POLICY = MethodPolicy(
+    default_timeout_s=None, max_timeout_s=None, attempt_timeout_s=None, retry=NO_RETRY, replay_buffer_bytes=0
+)
+"""Calls to the relay's own services are handed over as they are."""
+
+
+class Refusal(Exception):  # noqa: N818 (a refusal is an answer, not a fault)
+    """A call that ends at its headers."""
+
+    def __init__(self, reason: Reason, pushback_s: float | None = None) -> None:
+        self.reason = reason
+        self.pushback_s = pushback_s
+
+
+class Relay:
+    """Decides about every call; owns admission and the retry gates.
+
+    ``own_services`` names the services answered by the control plane and the upstream that leads there.
+    ``now`` and ``rng`` come from the composition root, so that nothing below reads a clock or draws
+    on its own.
+    """
+
+    def __init__(
+        self,
+        policy: RelayPolicy,
+        upstreams: Mapping[str, UpstreamPort],
+        catalog: MethodCatalog,
+        observer: Observer,
+        timers: Timers,
+        *,
+        now: Callable[[], float],
+        rng: Random,
+        own_services: Mapping[str, UpstreamPort],
+    ) -> None:
+        self.timers = timers
+        self.now = now
+        self._policy = policy
+        self._upstreams = upstreams
+        self._own_services = own_services
+        self._catalog = catalog
+        self._observer = observer
+        self._rng = rng
+        self._admission: Admission[UnaryCall] = Admission(policy.admission, now())
+        self._gates = {name: RetryGate(policy.budget, policy.throttling, now()) for name in policy.upstreams}
+        self._own_gate = RetryGate(None, None, now())
+        self._in_flight = 0
+        self._draining = False
+        self._when_idle: Callable[[], None] | None = None
+
+    # What others may look at --------------------------------------------------------------------
+
+    @property
+    def admission(self) -> Admission[UnaryCall]:
+        """The queue and the workers."""
+        return self._admission
+
+    @property
+    def gates(self) -> Mapping[str, RetryGate]:
+        """The retry gate of each upstream."""
+        return self._gates
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that have no verdict yet."""
+        return self._in_flight
+
+    @property
+    def draining(self) -> bool:
+        """Whether new calls are refused because the relay is going away."""
+        return self._draining
+
+    def drain(self, when_idle: Callable[[], None]) -> None:
+        """Refuse new calls from now on; ``when_idle`` is called once when the last one has its verdict."""
+        self._draining = True
+        if self._in_flight == 0:
+            when_idle()
+        else:
+            self._when_idle = when_idle
+
+    # A call arrives -----------------------------------------------------------------------------
+
+    def on_call(self, head: CallHead, reply: Reply) -> IncomingCall | None:
+        """Take a call at its headers (a `relay_service.ports.CallHandler`)."""
+        now = self.now()
+        observer = self._observer.call_started(head, now)
+        own = self._own_services.get(head.method.rpartition("/")[0])
+        try:
+            if own is not None:
+                return self._hand_over(head, own, reply, observer, now)
+            return self._take(head, reply, observer, now)
+        except Refusal as refusal:
+            self._refuse(refusal, head.method, reply, observer, now)
+            return None
+
+    def _hand_over(
+        self, head: CallHead, upstream: UpstreamPort, reply: Reply, observer: CallObserver, now: float
+    ) -> IncomingCall:
+        """Pass a call to the relay's own services on as it is: not limited, not counted as in flight."""
+        deadline = now + head.timeout_s if head.timeout_s is not None else None
+        plan = Plan(head.method, head.metadata, upstream, OWN_SERVICE_POLICY, deadline, limited=False)
+        machine = Call(
+            NO_RETRY,
+            safety=Safety.NONE,
+            has_key=False,
+            deadline=deadline,
+            attempt_limit_s=None,
+            gate=self._own_gate,
+            rng=self._rng,
+        )
+        call = StreamCall(self, plan, machine, reply, observer)
+        call.begin(now)
+        return call
+
+    def _take(self, head: CallHead, reply: Reply, observer: CallObserver, now: float) -> IncomingCall:
+        if self._draining:
+            raise Refusal(Reason.DRAINING)
+        upstream = self._policy.route(head.method)
+        if upstream is None:
+            raise Refusal(Reason.NO_ROUTE)
+        policy = self._policy.method_policy(head.method)
+        facts = self._catalog.facts(upstream, head.method)
+        safety = policy.safety or (facts.safety if facts else None) or Safety.NONE
+        # A key belongs to one request, so a method declared KEYED is unary even while nothing else is known.
+        unary = facts.unary if facts else safety is Safety.KEYED
+        hops = contract.hops(head.metadata)
+        if hops >= self._policy.max_hops:
+            raise Refusal(Reason.HOP_LIMIT)
+        key = _key(head, policy, streaming=facts is not None and not unary)
+        deadline = _deadline(head, policy, now, unary=unary)
+        plan = Plan(head.method, _outgoing(head, key, hops), self._upstreams[upstream], policy, deadline)
+        machine = Call(
+            policy.retry if hops == 0 else _single_attempt(policy.retry),
+            safety=safety,
+            has_key=key is not None,
+            deadline=deadline,
+            attempt_limit_s=policy.attempt_timeout_s if unary else None,
+            gate=self._gates[upstream],
+            rng=self._rng,
+        )
+        if unary:
+            return self._unary(plan, machine, reply, observer, now)
+        return self._stream(plan, machine, reply, observer, now)
+
+    def _unary(
+        self, plan: Plan, machine: Call, reply: Reply, observer: CallObserver, now: float
+    ) -> UnaryCall:
+        if self._admission.full:
+            raise Refusal(Reason.QUEUE_FULL, self.pushback_s(now))
+        self._in_flight += 1
+        return UnaryCall(self, plan, machine, reply, observer)
+
+    def _stream(
+        self, plan: Plan, machine: Call, reply: Reply, observer: CallObserver, now: float
+    ) -> StreamCall:
+        if not self._admission.open_stream():
+            raise Refusal(Reason.STREAM_LIMIT, self.pushback_s(now))
+        self._in_flight += 1
+        call = StreamCall(self, plan, machine, reply, observer)
+        call.begin(now)
+        return call
+
+    def _refuse(
+        self, refusal: Refusal, method: str, reply: Reply, observer: CallObserver, now: float
+    ) -> None:
+        reason = refusal.reason
+        code = reason.code or Code.UNKNOWN
+        verdict = Verdict(
+            code, reason.meaning, Origin.RELAY, Fate.REFUSED, reason, pushback_s=refusal.pushback_s
+        )
+        reply.send_trailers(code, verdict.message, contract.trailers_of(verdict, method, ()))
+        observer.finished(verdict, now)
+
+    # What calls ask of their relay (`relay_service.forwarding.Host`) ----------------------------
+
+    def take_worker(self, call: UnaryCall) -> Admitted:
+        """A worker, a place in the queue, or neither."""
+        return self._admission.offer(call)
+
+    def give_worker_back(self, now: float) -> None:
+        """Hand the free worker to the call that waited longest."""
+        waiting = self._admission.release(now)
+        if waiting is not None:
+            waiting.worker_granted(now)
+
+    def leave_queue(self, call: UnaryCall) -> None:
+        """The call waits no longer."""
+        self._admission.withdraw(call)
+
+    def pushback_s(self, now: float) -> float:
+        """When a refused caller should return."""
+        return self._admission.pushback_s(now, self._rng)
+
+    def call_ended(self, call: ForwardedCall) -> None:
+        """Count it out; tell whoever waits for the last one."""
+        if not call.limited:
+            return
+        if isinstance(call, StreamCall):
+            self._admission.close_stream()
+        self._in_flight -= 1
+        if self._in_flight == 0 and self._when_idle is not None:
+            when_idle, self._when_idle = self._when_idle, None
+            when_idle()
+
+
+def _single_attempt(retry: RetryPolicy) -> RetryPolicy:
+    """The same judgement of codes without a second attempt: a relay before this one retries already."""
+    return replace(retry, max_attempts=1)
+
+
+def _deadline(head: CallHead, policy: MethodPolicy, now: float, *, unary: bool) -> float | None:
+    """The caller's deadline, defaulted and capped; that of a stream is the caller's own affair."""
+    timeout_s = head.timeout_s
+    if unary:
+        if timeout_s is None:
+            timeout_s = policy.default_timeout_s
+        if policy.max_timeout_s is not None:
+            timeout_s = policy.max_timeout_s if timeout_s is None else min(timeout_s, policy.max_timeout_s)
+    if timeout_s is None:
+        return None
+    if timeout_s <= 0.0:
+        raise Refusal(Reason.DEADLINE_PASSED)
+    return now + timeout_s
+
+
+def _key(head: CallHead, policy: MethodPolicy, *, streaming: bool) -> bytes | None:
+    """The key to send upstream, derived from the caller's; None without one."""
+    try:
+        key = contract.idempotency_key(head.metadata)
+    except contract.MalformedKeyError:
+        raise Refusal(Reason.IDEMPOTENCY_KEY_INVALID) from None
+    if key is None:
+        if policy.key_required:
+            raise Refusal(Reason.IDEMPOTENCY_KEY_MISSING)
+        return None
+    if streaming:
+        raise Refusal(Reason.IDEMPOTENCY_KEY_INVALID)
+    return contract.derived_key(UNAUTHENTICATED_TENANT, head.method, key)
+
+
+def _outgoing(head: CallHead, key: bytes | None, hops: int) -> Headers:
+    """The caller's metadata with our hop count and, in place of its key, the derived one."""
+    hop_count = (contract.HOPS, b"%d" % (hops + 1))
+    if key is None and hops == 0:
+        return (*head.metadata, hop_count)
+    kept = [field for field in head.metadata if field[0] not in (contract.HOPS, contract.IDEMPOTENCY_KEY)]
+    if key is not None:
+        kept.append((contract.IDEMPOTENCY_KEY, key))
+    kept.append(hop_count)
+    return kept

@@ -1,0 +1,211 @@
+"""Backoff, budget and admission, each held to its formula."""
+
+from itertools import pairwise
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay_service.core.admission import PUSHBACK_MAX_S, PUSHBACK_MIN_S, Admission, Admitted
+from relay_service.core.backoff import Backoff
+from relay_service.core.budget import RetryBudget, RetryGate, RetryThrottle
+from relay_service.core.evidence import Delivery, Evidence, classify
+from relay_service.core.policy import AdmissionPolicy, Jitter, RetryBudgetPolicy, RetryPolicy, RetryThrottling
+from relay_service.core.status import Code
+
+POLICY = RetryPolicy(initial_backoff_s=0.1, max_backoff_s=1.0, backoff_multiplier=2.0)
+
+
+def delays(jitter: Jitter, count: int, seed: int = 1) -> list[float]:
+    backoff = Backoff(RetryPolicy(initial_backoff_s=0.1, max_backoff_s=1.0, jitter=jitter))
+    rng = Random(seed)
+    return [backoff.next_s(rng) for _ in range(count)]
+
+
+def test_without_jitter_the_delays_double_up_to_the_cap() -> None:
+    assert delays(Jitter.NONE, 6) == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.0, 1.0])
+
+
+@pytest.mark.parametrize(("jitter", "low", "mean"), [(Jitter.FULL, 0.0, 0.5), (Jitter.EQUAL, 0.5, 0.75)])
+def test_jitter_spreads_as_its_name_says(jitter: Jitter, low: float, mean: float) -> None:
+    capped = delays(jitter, 5000)[10:]
+    assert low <= min(capped) < low + 0.02
+    assert 0.98 < max(capped) <= 1.0
+    assert sum(capped) / len(capped) == pytest.approx(mean, abs=0.02)
+
+
+def test_decorrelated_jitter_stays_between_the_initial_backoff_and_thrice_the_last() -> None:
+    drawn = delays(Jitter.DECORRELATED, 2000)
+    for last, following in pairwise(drawn):
+        assert 0.1 <= following <= min(1.0, 3 * last) + 1e-12
+
+
+def test_backoff_survives_a_thousand_attempts() -> None:
+    assert max(delays(Jitter.FULL, 2000)) <= 1.0
+
+
+def test_pushback_resets_the_backoff() -> None:
+    backoff = Backoff(RetryPolicy(initial_backoff_s=0.1, jitter=Jitter.NONE))
+    rng = Random(1)
+    first = [backoff.next_s(rng) for _ in range(3)]
+    backoff.reset()
+    assert [backoff.next_s(rng) for _ in range(3)] == first
+
+
+@given(
+    ratio=st.floats(0.0, 1.0),
+    burst=st.floats(1.0, 20.0),
+    floor=st.floats(0.0, 5.0),
+    steps=st.lists(st.tuples(st.sampled_from(["first", "retry"]), st.floats(0.0, 0.5)), max_size=200),
+)
+def test_in_every_window_retries_stay_within_the_budget(
+    ratio: float, burst: float, floor: float, steps: list[tuple[str, float]]
+) -> None:
+    budget = RetryBudget(RetryBudgetPolicy(ratio=ratio, burst=burst, floor_per_s=floor), 0.0)
+    now, history = 0.0, []
+    for kind, elapsed_s in steps:
+        now += elapsed_s
+        if kind == "first":
+            budget.first_attempt()
+            history.append((now, 1, 0))
+        elif budget.withdraw(now):
+            history.append((now, 0, 1))
+    for start in range(len(history)):
+        firsts = retries = 0
+        for at, first, retry in history[start:]:
+            firsts, retries = firsts + first, retries + retry
+            allowed = ratio * firsts + floor * (at - history[start][0]) + burst
+            # Time between the window's first event and the one before it may have earned tokens too,
+            # but never above the burst.
+            assert retries <= allowed + 1e-6
+
+
+def test_a_budget_with_a_floor_recovers_with_time_alone() -> None:
+    budget = RetryBudget(RetryBudgetPolicy(ratio=0.0, burst=1.0, floor_per_s=2.0), 0.0)
+    assert budget.withdraw(0.0)
+    assert not budget.withdraw(0.4)
+    assert budget.withdraw(0.6)
+
+
+def test_throttle_follows_grfc_a6() -> None:
+    throttle = RetryThrottle(RetryThrottling(max_tokens=10, token_ratio=0.5))
+    for _ in range(4):
+        throttle.record(failed=True)
+    assert throttle.open  # 6 of 10 left
+    throttle.record(failed=True)
+    assert not throttle.open  # 5 of 10: not above half
+    throttle.record(failed=False)
+    assert throttle.open
+
+
+def test_the_gate_counts_what_it_granted_and_refused() -> None:
+    gate = RetryGate(RetryBudgetPolicy(ratio=0.0, burst=1.0), None, 0.0)
+    assert [gate.allow_retry(0.0) for _ in range(3)] == [True, False, False]
+    assert (gate.state().granted, gate.state().refused) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("delivery", "code", "told", "expected"),
+    [
+        (Delivery.NOT_SENT, Code.UNAVAILABLE, False, Evidence.NOT_SENT),
+        (Delivery.UNANSWERED, Code.UNAVAILABLE, False, Evidence.AMBIGUOUS),
+        (Delivery.ANSWERED, Code.UNAVAILABLE, False, Evidence.REFUSED),
+        (Delivery.ANSWERED, Code.RESOURCE_EXHAUSTED, False, Evidence.DEFINITE),
+        (Delivery.ANSWERED, Code.RESOURCE_EXHAUSTED, True, Evidence.REFUSED),
+        (Delivery.ANSWERED, Code.INTERNAL, False, Evidence.AMBIGUOUS),
+        (Delivery.ANSWERED, Code.DEADLINE_EXCEEDED, False, Evidence.AMBIGUOUS),
+        (Delivery.ANSWERED, Code.UNAUTHENTICATED, False, Evidence.DEFINITE),
+        (Delivery.ANSWERED, Code.OK, False, Evidence.DEFINITE),
+    ],
+)
+def test_evidence_follows_from_delivery_code_and_pushback(
+    delivery: Delivery, code: Code, told: bool, expected: Evidence
+) -> None:
+    assert classify(delivery, code, pushback_given=told, retryable=frozenset({Code.UNAVAILABLE})) is expected
+
+
+def test_an_empty_list_of_retryable_codes_makes_unavailable_ambiguous() -> None:
+    found = classify(Delivery.ANSWERED, Code.UNAVAILABLE, pushback_given=False, retryable=frozenset())
+    assert found is Evidence.AMBIGUOUS
+
+
+def admission(workers: int = 2, queue: int = 3) -> Admission[int]:
+    return Admission(AdmissionPolicy(queue_capacity=queue, workers=workers, max_streams=1), 0.0)
+
+
+def test_work_is_refused_only_when_all_workers_are_busy_and_the_queue_is_full() -> None:
+    gate = admission()
+    offers = [gate.offer(ticket) for ticket in range(7)]
+    assert offers == [Admitted.STARTED] * 2 + [Admitted.QUEUED] * 3 + [Admitted.REFUSED] * 2
+    assert gate.full
+
+
+def test_the_queue_is_first_in_first_out_and_a_worker_is_handed_on() -> None:
+    gate = admission()
+    for ticket in range(5):
+        gate.offer(ticket)
+    assert [gate.release(0.0) for _ in range(5)] == [2, 3, 4, None, None]
+    assert (gate.busy, gate.queued) == (0, 0)
+
+
+def test_who_left_the_queue_gets_no_worker() -> None:
+    gate = admission()
+    for ticket in range(5):
+        gate.offer(ticket)
+    gate.withdraw(3)
+    assert [gate.release(0.0) for _ in range(2)] == [2, 4]
+
+
+@given(st.lists(st.sampled_from(["offer", "release", "withdraw"]), max_size=200))
+def test_workers_and_queue_never_exceed_their_limits(steps: list[str]) -> None:
+    gate, running, waiting = admission(), 0, []
+    for ticket, step in enumerate(steps):
+        match step:
+            case "offer":
+                match gate.offer(ticket):
+                    case Admitted.STARTED:
+                        running += 1
+                    case Admitted.QUEUED:
+                        waiting.append(ticket)
+                    case Admitted.REFUSED:
+                        assert (running, len(waiting)) == (2, 3)
+            case "release" if running:
+                handed = gate.release(0.0)
+                assert handed == (waiting.pop(0) if waiting else None)
+                running -= handed is None
+            case "withdraw" if waiting:
+                gate.withdraw(waiting.pop())
+        assert (gate.busy, gate.queued) == (running, len(waiting))
+
+
+def test_pushback_follows_the_drain_rate_and_is_jittered() -> None:
+    gate = admission(workers=1, queue=10)
+    for ticket in range(11):
+        gate.offer(ticket)
+    now = 0.0
+    for ticket in range(100, 400):  # 100 departures per second for three seconds
+        now += 0.01
+        gate.release(now)
+        gate.offer(ticket)
+    rng = Random(2)
+    told = [gate.pushback_s(now, rng) for _ in range(200)]
+    assert sum(told) / len(told) == pytest.approx(0.11, rel=0.15)  # eleven ahead, 100 a second
+    assert max(told) > 1.5 * min(told)
+
+
+def test_pushback_is_bounded_when_nothing_drains() -> None:
+    assert admission().pushback_s(1e6, Random(1)) <= PUSHBACK_MAX_S
+    gate = admission()
+    for _ in range(100_000):
+        gate.offer(1)
+        gate.release(0.0)
+    assert gate.pushback_s(0.0, Random(1)) == PUSHBACK_MIN_S
+
+
+def test_streams_have_a_limit_of_their_own() -> None:
+    gate = admission()
+    assert gate.open_stream()
+    assert not gate.open_stream()
+    gate.close_stream()
+    assert gate.open_stream()
