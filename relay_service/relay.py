@@ -125,8 +125,15 @@ class Relay:
                 return self._hand_over(head, own, reply, observer, now)
             return self._take(head, reply, observer, now)
         except Refusal as refusal:
-            self._refuse(refusal, head.method, reply, observer, now)
+            reason = refusal.reason
+            verdict = _refused(reason, reason.meaning, refusal.pushback_s)
+            self._answer_refused(head, reply, observer, verdict)
             return None
+
+    def refuse(self, head: CallHead, reply: Reply, reason: Reason, message: str) -> None:
+        """Refuse a call that never became one, counted and traced like any other."""
+        observer = self._observer.call_started(head, self.now())
+        self._answer_refused(head, reply, observer, _refused(reason, message))
 
     def _hand_over(
         self, head: CallHead, upstream: UpstreamPort, reply: Reply, observer: CallObserver, now: float
@@ -195,16 +202,10 @@ class Relay:
         call.begin(now)
         return call
 
-    def _refuse(
-        self, refusal: Refusal, method: str, reply: Reply, observer: CallObserver, now: float
-    ) -> None:
-        reason = refusal.reason
-        code = reason.code or Code.UNKNOWN
-        verdict = Verdict(
-            code, reason.meaning, Origin.RELAY, Fate.REFUSED, reason, pushback_s=refusal.pushback_s
-        )
-        reply.send_trailers(code, verdict.message, contract.trailers_of(verdict, method, ()))
-        observer.finished(verdict, now)
+    def _answer_refused(self, head: CallHead, reply: Reply, observer: CallObserver, verdict: Verdict) -> None:
+        trailers = contract.trailers_of(verdict, head.method, ())
+        reply.send_trailers(verdict.code, verdict.message, trailers)
+        observer.finished(verdict, self.now())
 
     # What calls ask of their relay (`relay_service.forwarding.Host`) ----------------------------
 
@@ -236,6 +237,11 @@ class Relay:
         if self._in_flight == 0 and self._when_idle is not None:
             when_idle, self._when_idle = self._when_idle, None
             when_idle()
+
+
+def _refused(reason: Reason, message: str, pushback_s: float | None = None) -> Verdict:
+    code = reason.code or Code.UNKNOWN
+    return Verdict(code, message, Origin.RELAY, Fate.REFUSED, reason, pushback_s=pushback_s)
 
 
 def _single_attempt(retry: RetryPolicy) -> RetryPolicy:

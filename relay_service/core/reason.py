@@ -24,6 +24,7 @@ class Reason(Enum):
     )
     MESSAGE_TOO_LARGE = Code.RESOURCE_EXHAUSTED, "the message is larger than the relay accepts"
     MALFORMED_REQUEST = Code.INTERNAL, "the request is not well-formed gRPC"
+    ENVELOPE_INVALID = Code.INVALID_ARGUMENT, "the RelayRequest does not hold a unary call that can be made"
     HOP_LIMIT = (
         Code.FAILED_PRECONDITION,
         "the call has passed through too many relays: the routes form a loop",

@@ -1,0 +1,222 @@
+"""``relay.v1.RelayService/Relay``: one unary call in an envelope, opened here and carried like any other.
+
+The envelope is answered on the data plane itself: its content goes into the same `Relay` as a direct
+call would, and the upstream's answer comes back in an envelope. Deadline and metadata are the envelope's.
+"""
+
+import zlib
+from dataclasses import replace
+
+from google.protobuf.message import DecodeError
+
+from protos.relay.v1.relay_pb2 import RelayRequest, RelayResponse
+from relay_service.core.policy import RelayPolicy
+from relay_service.core.reason import Reason
+from relay_service.core.status import Code
+from relay_service.forwarding import FRAME_PREFIX_BYTES, is_one_message
+from relay_service.methods import MethodCatalog, MethodFacts
+from relay_service.ports import CallHead, Headers, IncomingCall, Reply
+from relay_service.relay import Relay
+
+METHOD = "relay.v1.RelayService/Relay"
+
+_ENCODINGS = (b"grpc-encoding", b"grpc-accept-encoding")
+_WINDOW_BITS = {b"gzip": 31, b"deflate": 15}
+TYPE_URL_PREFIX = "type.googleapis.com/"
+
+
+class EnvelopeError(Exception):
+    """The envelope cannot be opened; says why."""
+
+
+class EnvelopeOpener:
+    """Takes every call first; opens envelopes, hands all else to the relay (a ``CallHandler``)."""
+
+    def __init__(self, relay: Relay, policy: RelayPolicy, catalog: MethodCatalog) -> None:
+        self._relay = relay
+        self._policy = policy
+        self._catalog = catalog
+
+    def on_call(self, head: CallHead, reply: Reply) -> IncomingCall | None:
+        """A call at its headers."""
+        if head.method == METHOD:
+            return EnvelopeCall(self, head, reply)
+        return self._relay.on_call(head, reply)
+
+    def refuse(self, head: CallHead, reply: Reply, reason: Reason, message: str) -> None:
+        """Answer an envelope that holds no call."""
+        self._relay.refuse(head, reply, reason, message)
+
+    def open(self, head: CallHead, framed: bytes, reply: Reply) -> IncomingCall | None:
+        """Start the call inside; raises `EnvelopeError` when there is none."""
+        request = _parse(head, framed, self.max_message_bytes)
+        facts = self._facts(request)
+        inner_head = replace(
+            head,
+            method=request.method,
+            metadata=[field for field in head.metadata if field[0] not in _ENCODINGS],
+            timeout_s=head.timeout_s and head.timeout_s - (self._relay.now() - head.received_at),
+        )
+        envelope_reply = EnvelopeReply(reply, facts.output_type if facts else "", self.max_message_bytes)
+        call = self._relay.on_call(inner_head, envelope_reply)
+        if call is not None:
+            call.on_request_data(frame(request.request.value), end=True)
+        return call
+
+    @property
+    def max_message_bytes(self) -> int:
+        """The largest envelope: that of the policy for this method."""
+        return self._policy.method_policy(METHOD).max_message_bytes
+
+    def _facts(self, request: RelayRequest) -> MethodFacts | None:
+        upstream = self._policy.route(request.method)
+        facts = self._catalog.facts(upstream, request.method) if upstream else None
+        if facts is None:
+            return None
+        if not facts.unary:
+            raise EnvelopeError(
+                f"{request.method} is a streaming method; an envelope carries one message each way"
+            )
+        given = request.request.type_url.rpartition("/")[2]
+        if given != facts.input_type:
+            raise EnvelopeError(
+                f"{request.method} takes {facts.input_type}, the envelope holds {given or 'no type_url'}"
+            )
+        return facts
+
+
+class EnvelopeCall:
+    """Collects the envelope, then passes on what happens to the call inside (an ``IncomingCall``)."""
+
+    __slots__ = ("_framed", "_head", "_inner", "_opener", "_over", "_reply")
+
+    def __init__(self, opener: EnvelopeOpener, head: CallHead, reply: Reply) -> None:
+        self._opener = opener
+        self._head = head
+        self._reply = reply
+        self._framed = b""
+        self._inner: IncomingCall | None = None
+        self._over = False
+
+    def on_request_data(self, data: bytes, *, end: bool) -> None:
+        """See `relay_service.ports.IncomingCall`."""
+        self._reply.consumed(len(data))
+        if self._over:
+            return
+        self._framed += data
+        if len(self._framed) > self._opener.max_message_bytes + FRAME_PREFIX_BYTES:
+            self._refuse(Reason.MESSAGE_TOO_LARGE, Reason.MESSAGE_TOO_LARGE.meaning)
+        elif end:
+            self._open()
+
+    def _open(self) -> None:
+        self._over = True
+        try:
+            self._inner = self._opener.open(self._head, self._framed, self._reply)
+        except EnvelopeError as error:
+            self._refuse(Reason.ENVELOPE_INVALID, str(error))
+        self._framed = b""
+
+    def _refuse(self, reason: Reason, message: str) -> None:
+        self._over = True
+        self._framed = b""
+        self._opener.refuse(self._head, self._reply, reason, message)
+
+    def on_cancelled(self) -> None:
+        """See `relay_service.ports.IncomingCall`."""
+        self._over = True
+        if self._inner is not None:
+            self._inner.on_cancelled()
+
+    def on_reply_drained(self) -> None:
+        """The answer is sent in one piece: there is nothing to go on with."""
+
+
+class EnvelopeReply:
+    """Collects the upstream's answer and sends it in an envelope (a ``Reply``)."""
+
+    __slots__ = ("_collected", "_headers", "_max_bytes", "_output_type", "_reply")
+
+    def __init__(self, reply: Reply, output_type: str, max_bytes: int) -> None:
+        self._reply = reply
+        self._output_type = output_type
+        self._max_bytes = max_bytes
+        self._headers: Headers = ()
+        self._collected = b""
+
+    def send_headers(self, headers: Headers) -> None:
+        """Kept until the end: the envelope may still fail."""
+        self._headers = headers
+
+    def send_data(self, data: bytes) -> None:
+        """Kept until the end. One byte past the limit is kept too, which is how the end knows."""
+        room = self._max_bytes + FRAME_PREFIX_BYTES + 1 - len(self._collected)
+        self._collected += data[:room]
+
+    def send_trailers(self, code: Code, message: str, trailers: Headers) -> None:
+        """Close the envelope and send it, or pass the error on."""
+        if code is not Code.OK:
+            self._reply.send_trailers(code, message, trailers)
+            return
+        encoding = next((value for name, value in self._headers if name == b"grpc-encoding"), None)
+        try:
+            value = unframe(self._collected, encoding, self._max_bytes)
+        except EnvelopeError as error:
+            self._reply.send_trailers(Code.INTERNAL, f"the upstream's answer: {error}", trailers)
+            return
+        response = RelayResponse()
+        response.response.value = value
+        if self._output_type:
+            response.response.type_url = TYPE_URL_PREFIX + self._output_type
+        self._reply.send_headers([field for field in self._headers if field[0] not in _ENCODINGS])
+        self._reply.send_data(frame(response.SerializeToString()))
+        self._reply.send_trailers(code, message, trailers)
+
+    def reset(self) -> None:
+        """See `relay_service.ports.Reply`."""
+        self._reply.reset()
+
+    def consumed(self, size_bytes: int) -> None:
+        """The inner request came whole from the envelope: no window to give."""
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Nothing is queued towards the caller before the end."""
+        return 0
+
+
+def frame(message: bytes) -> bytes:
+    """One uncompressed gRPC message with its prefix."""
+    return b"\0" + len(message).to_bytes(4) + message
+
+
+def unframe(framed: bytes, encoding: bytes | None, max_bytes: int) -> bytes:
+    """The one message in ``framed``, decompressed; raises `EnvelopeError` when it is not one."""
+    if not is_one_message(framed):
+        raise EnvelopeError("it is not exactly one gRPC message within the size limit")
+    message = framed[FRAME_PREFIX_BYTES:]
+    if framed[0] == 0:
+        return message
+    window_bits = _WINDOW_BITS.get(encoding or b"")
+    if window_bits is None:
+        raise EnvelopeError("it is compressed in a way the relay does not know; use gzip, deflate or none")
+    inflater = zlib.decompressobj(window_bits)
+    try:
+        plain = inflater.decompress(message, max_bytes)
+    except zlib.error as error:
+        raise EnvelopeError(f"it cannot be decompressed: {error}") from None
+    if inflater.unconsumed_tail or not inflater.eof:
+        raise EnvelopeError(f"it is cut off or larger than {max_bytes} bytes when decompressed")
+    return plain
+
+
+def _parse(head: CallHead, framed: bytes, max_bytes: int) -> RelayRequest:
+    encoding = next((value for name, value in head.metadata if name == b"grpc-encoding"), None)
+    try:
+        request = RelayRequest.FromString(unframe(framed, encoding, max_bytes))
+    except DecodeError:
+        raise EnvelopeError("it is no relay.v1.RelayRequest") from None
+    service, slash, method = request.method.partition("/")
+    if not (service and slash and method) or "/" in method:
+        raise EnvelopeError(f"method must be package.Service/Method, not {request.method[:200]!r}")
+    return request
