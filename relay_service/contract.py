@@ -138,7 +138,7 @@ def _relay_details(verdict: Verdict, method: str) -> Iterable[tuple[bytes, bytes
 
 def _rounded(pushback_ms: int) -> int:
     """Two significant digits: jitter enough, and few enough values for the answers to be cached."""
-    unit = 10 ** max(0, len(str(abs(pushback_ms))) - 2)
+    unit = int(10 ** max(0, len(str(abs(pushback_ms))) - 2))
     return pushback_ms // unit * unit
 
 

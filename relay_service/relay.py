@@ -81,7 +81,6 @@ class Relay:
         self._own_gate = RetryGate(None, None, now())
         self._in_flight = 0
         self._draining = False
-        self._when_idle: Callable[[], None] | None = None
 
     # What others may look at --------------------------------------------------------------------
 
@@ -105,13 +104,9 @@ class Relay:
         """Whether new calls are refused because the relay is going away."""
         return self._draining
 
-    def drain(self, when_idle: Callable[[], None]) -> None:
-        """Refuse new calls from now on; ``when_idle`` is called once when the last one has its verdict."""
+    def drain(self) -> None:
+        """Refuse new calls from now on; those under way go on."""
         self._draining = True
-        if self._in_flight == 0:
-            when_idle()
-        else:
-            self._when_idle = when_idle
 
     # A call arrives -----------------------------------------------------------------------------
 
@@ -228,15 +223,12 @@ class Relay:
         return self._admission.pushback_s(now, self._rng)
 
     def call_ended(self, call: ForwardedCall) -> None:
-        """Count it out; tell whoever waits for the last one."""
+        """Count it out."""
         if not call.limited:
             return
         if isinstance(call, StreamCall):
             self._admission.close_stream()
         self._in_flight -= 1
-        if self._in_flight == 0 and self._when_idle is not None:
-            when_idle, self._when_idle = self._when_idle, None
-            when_idle()
 
 
 def _refused(reason: Reason, message: str, pushback_s: float | None = None) -> Verdict:

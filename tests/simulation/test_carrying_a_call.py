@@ -234,22 +234,21 @@ def test_a_deadline_already_past_is_refused_at_once() -> None:
     assert (reply.code, reason_of(reply)) == (Code.DEADLINE_EXCEEDED, "DEADLINE_PASSED")
 
 
-def test_a_draining_relay_refuses_new_calls_and_says_when_the_last_has_ended() -> None:
-    bench, idle = Bench(), []
+def test_a_draining_relay_refuses_new_calls_and_finishes_those_under_way() -> None:
+    bench = Bench()
     call, reply = bench.call()
     call.on_request_data(framed(b"x"), end=True)
-    bench.relay.drain(lambda: idle.append(True))
-    assert reason_of(bench.refusal()) == "DRAINING"
-    assert not idle
+    bench.relay.drain()
+    refused = bench.refusal()
+    assert (refused.code, reason_of(refused)) == (Code.UNAVAILABLE, "DRAINING")
     bench.upstream.last.end(OK)
-    assert idle == [True]
-    assert reply.code is Code.OK
+    assert (reply.code, bench.relay.in_flight) == (Code.OK, 0)
 
 
 def test_own_services_are_handed_over_even_while_draining_and_full() -> None:
     control = HandUpstream()
     bench = Bench(workers=1, queue_capacity=0, max_streams=0, own_services={"grpc.health.v1.Health": control})
-    bench.relay.drain(lambda: None)
+    bench.relay.drain()
     call, reply = bench.call("grpc.health.v1.Health/Check")
     call.on_request_data(framed(b""), end=True)
     control.last.end(OK)

@@ -1,0 +1,257 @@
+"""The composition root: makes the relay's parts, starts them, and stops them in order."""
+
+import asyncio
+import contextlib
+import logging
+import random
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, TextIO, cast
+
+from relay_service.config.addresses import TcpAddress, UnixAddress, parse_address
+from relay_service.config.settings import Settings
+from relay_service.control.binding import BindError, cause_of
+from relay_service.control.descriptors import UpstreamDescriptors
+from relay_service.control.http import HttpServer
+from relay_service.control.names import FORWARDED_SERVICES
+from relay_service.control.server import ControlPlane, ControlSettings
+from relay_service.core.policy import RelayPolicy, UpstreamPolicy
+from relay_service.envelope import EnvelopeOpener
+from relay_service.methods import MethodFacts
+from relay_service.overview import Overview
+from relay_service.relay import Relay
+from relay_service.telemetry.log_stream import BackgroundStream
+from relay_service.telemetry.logs import configure_logging
+from relay_service.telemetry.observer import Telemetry
+from relay_service.telemetry.settings import TelemetrySettings
+from relay_service.timers import TimerWheel
+from relay_service.upstream import Upstream, UpstreamSettings
+from relay_service.wire.connection import ConnectionSettings
+from relay_service.wire.h2 import Limits
+from relay_service.wire.listener import Listener, ListenerSettings
+from relay_service.wire.liveness import LivenessSettings
+
+REFLECTION_WAIT_S = 2.0
+"""How long the start waits for the upstreams' methods; calls of unknown ones are carried as streams."""
+
+HEALTH_NOTICE_S = 0.25
+"""Between saying NOT_SERVING and turning callers away, so that load balancers can hear it."""
+
+GOAWAY_NOTICE_S = 1.0
+"""Calls that crossed our GOAWAY on their way are still taken for so long."""
+
+CONTROL_GRACE_S = 1.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where the relay really listens."""
+
+    relay: str
+    admin: str
+    http: str
+
+
+class Catalog:
+    """What the upstreams' reflection told (a `relay_service.methods.MethodCatalog`)."""
+
+    def __init__(self, descriptors: Mapping[str, UpstreamDescriptors]) -> None:
+        self._descriptors = descriptors
+
+    def facts(self, upstream: str, method: str) -> MethodFacts | None:
+        """The facts of ``package.Service/Method``, or None while they are not known."""
+        return self._descriptors[upstream].facts(method)
+
+
+async def serve(settings: Settings, policy: RelayPolicy, on_ready: Callable[[Addresses], None]) -> None:
+    """Run until SIGTERM or SIGINT, then drain; a second signal ends the drain.
+
+    Raises `BindError` (an address is not to be had) or a telemetry error, with nothing left running.
+    """
+    log_stream = BackgroundStream(sys.stderr)
+    configure_logging(cast("TextIO", log_stream), level=getattr(logging, settings.log_level.upper()))
+    try:
+        async with running(settings, policy) as app:
+            on_ready(app.addresses)
+            await app.until_told_to_stop()
+            await app.drain()
+    finally:
+        log_stream.finish(timeout_s=1.0)
+
+
+class App:
+    """The relay's parts, made and not yet started."""
+
+    def __init__(self, settings: Settings, policy: RelayPolicy) -> None:
+        loop = asyncio.get_running_loop()
+        rng = random.Random(settings.seed)
+        self._settings = settings
+        self._policy = policy
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._grace_s = settings.shutdown_grace_s
+        self.timers = TimerWheel(loop)
+        self.telemetry = Telemetry(_telemetry_settings(settings), rng=random.Random(rng.getrandbits(64)))
+        self.upstreams = {
+            name: self._upstream(name, upstream, rng) for name, upstream in policy.upstreams.items()
+        }
+        self.descriptors = {
+            name: UpstreamDescriptors(name, upstream.target) for name, upstream in policy.upstreams.items()
+        }
+        catalog = Catalog(self.descriptors)
+        self._own_services: dict[str, Upstream] = {}
+        self.relay = Relay(
+            policy,
+            self.upstreams,
+            catalog,
+            self.telemetry,
+            self.timers,
+            now=time.monotonic,
+            rng=rng,
+            own_services=self._own_services,
+        )
+        self.overview = Overview(self.relay, self.upstreams, self.telemetry, time.monotonic)
+        opener = EnvelopeOpener(self.relay, policy, catalog)
+        self.listener = Listener(opener.on_call, self.timers, _listener_settings(policy))
+        self.control = ControlPlane(
+            ControlSettings(admin_address=settings.admin_listen),
+            health=self.overview,
+            stats=self.overview,
+            upstreams=list(self.descriptors.values()),
+            drain=self.stop,
+            version=version("resilient-relay"),
+        )
+        self.http = HttpServer(
+            settings.http_listen,
+            health=self.overview,
+            stats=self.overview,
+            upstreams=list(self.descriptors.values()),
+            metrics=self.telemetry.prometheus_text,
+            version=version("resilient-relay"),
+        )
+        self._relay_address = ""
+
+    def _upstream(self, name: str, policy: UpstreamPolicy, rng: random.Random) -> Upstream:
+        rng = random.Random(rng.getrandbits(64))
+        return Upstream(name, policy.target, self.timers, _upstream_settings(policy), rng=rng)
+
+    @property
+    def addresses(self) -> Addresses:
+        """Where it listens; complete once it runs."""
+        return Addresses(self._relay_address, self.control.admin_address, self.http.address)
+
+    async def start(self, undo: contextlib.AsyncExitStack) -> None:
+        """Start back to front, the callers' address last; ``undo`` learns how to stop what was started."""
+        undo.callback(self.timers.close)
+        self.telemetry.start()
+        undo.push_async_callback(asyncio.to_thread, self.telemetry.shutdown)
+        for upstream in self.upstreams.values():
+            upstream.open()
+            undo.push_async_callback(upstream.close, 0.0)
+        await self.control.start()
+        undo.push_async_callback(self.control.stop, CONTROL_GRACE_S)
+        control = self._upstream("control", UpstreamPolicy(self.control.private_address), random.Random())
+        control.open()
+        undo.push_async_callback(control.close, 0.0)
+        self._own_services.update(dict.fromkeys(FORWARDED_SERVICES, control))
+        await self.http.start()
+        undo.push_async_callback(self.http.stop)
+        await asyncio.gather(*(known.asked_once(REFLECTION_WAIT_S) for known in self.descriptors.values()))
+        self._relay_address = await self._listen(self._settings.listen)
+        undo.push_async_callback(self.listener.close, 0.0)
+
+    async def _listen(self, address: str) -> str:
+        try:
+            match parse_address(address):
+                case TcpAddress(host, port):
+                    return await self.listener.start(host, port)
+                case UnixAddress(path):
+                    return await self.listener.start_unix(path)
+        except OSError as error:
+            raise BindError("relay", address, cause_of(error)) from error
+
+    def stop(self, grace_s: float | None = None) -> None:
+        """Begin to drain; asked a second time, end the drain at once."""
+        if self._stop.is_set():
+            self._hurry.set()
+        if grace_s is not None:
+            self._grace_s = grace_s
+        self._stop.set()
+
+    async def until_told_to_stop(self) -> None:
+        """Wait for SIGTERM, SIGINT or AdminService's Drain."""
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self.stop)
+        await self._stop.wait()
+
+    async def drain(self) -> None:
+        """Let callers go elsewhere and finish what they are owed, within the grace.
+
+        Health says NOT_SERVING first; then connections get their GOAWAY while calls that crossed it are
+        still taken; then new calls are refused; then what has not ended is dropped.
+        """
+        self.overview.draining = True
+        self.control.drain()
+        await self._unless_hurried(asyncio.sleep(HEALTH_NOTICE_S))
+        closing = asyncio.create_task(self.listener.close(self._grace_s))
+        await self._unless_hurried(asyncio.wait([closing], timeout=GOAWAY_NOTICE_S))
+        self.relay.drain()
+        await self._unless_hurried(asyncio.wait([closing]))
+        if not closing.done():
+            log.warning("the drain was cut short with %d calls in flight", self.relay.in_flight)
+            closing.cancel()
+            await asyncio.wait([closing])
+
+    async def _unless_hurried(self, wait: Coroutine[Any, Any, object]) -> None:
+        """Wait, unless we are or will be told to hurry."""
+        waits = [asyncio.create_task(wait), asyncio.create_task(self._hurry.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waits:
+                task.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings, policy: RelayPolicy) -> AsyncIterator[App]:
+    """A relay that takes calls inside the ``async with`` and leaves nothing behind after it."""
+    async with contextlib.AsyncExitStack() as undo:
+        app = App(settings, policy)
+        await app.start(undo)
+        yield app
+
+
+def _telemetry_settings(settings: Settings) -> TelemetrySettings:
+    return TelemetrySettings(
+        service_version=version("resilient-relay"),
+        listen_address=settings.listen,
+        otlp_endpoint=settings.otlp_endpoint,
+        trace_file=settings.trace_file,
+        sample_ratio=settings.sample_ratio,
+    )
+
+
+def _upstream_settings(policy: UpstreamPolicy) -> UpstreamSettings:
+    return UpstreamSettings(
+        liveness=LivenessSettings(silence_s=policy.silence_s, ping_timeout_s=policy.ping_timeout_s),
+        connections=policy.connections,
+        connect_timeout_s=policy.connect_timeout_s,
+        backoff_initial_s=policy.reconnect_backoff_min_s,
+        backoff_max_s=policy.reconnect_backoff_max_s,
+    )
+
+
+def _listener_settings(policy: RelayPolicy) -> ListenerSettings:
+    """More streams than could ever be taken, so that overload is refused here, where it can be told why."""
+    admission = policy.admission
+    streams_max = 2 * (admission.queue_capacity + admission.workers) + admission.max_streams + 1
+    limits = Limits(streams_max=max(Limits().streams_max, streams_max))
+    return ListenerSettings(connection=ConnectionSettings(limits=limits, handshake_timeout_s=5.0))

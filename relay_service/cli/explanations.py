@@ -1,0 +1,210 @@
+"""The words behind ``relay explain``: every status code and every reason has its entry."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from relay_service.core.reason import Reason
+from relay_service.core.status import Code
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What it means, when it comes, and what its reader should do."""
+
+    meaning: str
+    when: str
+    advice: str
+
+
+REASONS: Mapping[Reason, Explanation] = MappingProxyType(
+    {
+        Reason.QUEUE_FULL: Explanation(
+            Reason.QUEUE_FULL.meaning,
+            "The call arrived while every worker had an attempt in flight and "
+            "relay.admission.queueCapacity calls were waiting. Nothing was executed.",
+            "Callers: wait as long as grpc-retry-pushback-ms or RetryInfo says, then try again. "
+            "Operators: compare offered load and drain rate in `relay stats`; a longer queue only makes "
+            "refusals slower.",
+        ),
+        Reason.STREAM_LIMIT: Explanation(
+            Reason.STREAM_LIMIT.meaning,
+            "The call is streaming (or its kind is not known) and relay.admission.maxStreams such calls "
+            "are open. Nothing was executed.",
+            "Close streams that are no longer read, or raise maxStreams if memory allows.",
+        ),
+        Reason.DEADLINE_PASSED: Explanation(
+            Reason.DEADLINE_PASSED.meaning,
+            "The caller's deadline, or the one the policy gave it, came before an answer: in the queue, "
+            "between attempts, or during one. Where an effect may exist the reason is OUTCOME_UNKNOWN "
+            "instead.",
+            "Look at relay-attempts: 0 means it waited in the queue all the time, more that the upstream "
+            "was slow. Give the call more time, or find out what is slow in its trace.",
+        ),
+        Reason.RETRIES_EXHAUSTED: Explanation(
+            Reason.RETRIES_EXHAUSTED.meaning,
+            "Every allowed attempt failed, or the upstream said not to come back, or the next attempt "
+            "could not begin before the deadline.",
+            "The status is the last attempt's: explain that. Repeating at once only adds load.",
+        ),
+        Reason.BUDGET_EXHAUSTED: Explanation(
+            Reason.BUDGET_EXHAUSTED.meaning,
+            "The attempt failed in a way that may be retried, but retries have used up their share of the "
+            "traffic (relay.retryBudget) or are throttled (retryThrottling).",
+            "Many calls are failing: look at the upstream first. A larger budget means a larger load on "
+            "it in exactly this situation.",
+        ),
+        Reason.OUTCOME_UNKNOWN: Explanation(
+            Reason.OUTCOME_UNKNOWN.meaning,
+            "Bytes of an attempt reached the network, no definite answer came back, and a second "
+            "execution would not be harmless, so no retry could settle it.",
+            "Do not assume either way. Ask the service whether the effect exists, or repeat with the same "
+            "idempotency-key on a KEYED method: that cannot execute twice.",
+        ),
+        Reason.IDEMPOTENCY_KEY_MISSING: Explanation(
+            Reason.IDEMPOTENCY_KEY_MISSING.meaning,
+            "The policy sets keyRequired for this method and the request has no idempotency-key metadata. "
+            "Nothing was executed.",
+            "Send one key for each intended effect, and the same key with every repetition of it.",
+        ),
+        Reason.IDEMPOTENCY_KEY_INVALID: Explanation(
+            Reason.IDEMPOTENCY_KEY_INVALID.meaning,
+            "The key is empty, longer than 255, not printable ASCII, given more than once, or sent on a "
+            "streaming method. Nothing was executed.",
+            "Send, for instance, one UUID as text, on a unary method.",
+        ),
+        Reason.MESSAGE_TOO_LARGE: Explanation(
+            Reason.MESSAGE_TOO_LARGE.meaning,
+            "One message, request or response, exceeds maxMessageBytes of the method's policy.",
+            "Send less at once, or raise maxMessageBytes here and the limits of both peers. Retrying does "
+            "not help.",
+        ),
+        Reason.MALFORMED_REQUEST: Explanation(
+            Reason.MALFORMED_REQUEST.meaning,
+            "The request's framing is broken: a message cut short, or a length prefix that cannot be.",
+            "This is a fault in the client or in something between it and the relay; capture what it sends.",
+        ),
+        Reason.ENVELOPE_INVALID: Explanation(
+            Reason.ENVELOPE_INVALID.meaning,
+            "RelayService/Relay was called with a method that is missing or streaming, a type_url that is "
+            "not the method's request type, or an envelope that cannot be read. Nothing was executed.",
+            "The status message says which; set method to package.Service/Method and request to its request "
+            "message packed as Any. Call streaming methods directly at the relay's address.",
+        ),
+        Reason.HOP_LIMIT: Explanation(
+            Reason.HOP_LIMIT.meaning,
+            "The relay-attempt metadata says that the call went through relay.maxHops relays already. "
+            "Nothing was executed here.",
+            "Find the loop in the routes: usually an upstream's address is the relay's own. Raise maxHops "
+            "only for a chain that is meant to be so long.",
+        ),
+        Reason.NO_ROUTE: Explanation(
+            Reason.NO_ROUTE.meaning,
+            "relay.routes has no entry for the service or method. Nothing was executed.",
+            "Check the spelling of package.Service/Method, or add a route; one without service matches "
+            "everything.",
+        ),
+        Reason.DRAINING: Explanation(
+            Reason.DRAINING.meaning,
+            "The relay was told to stop and takes no new calls; those in flight finish. Nothing was "
+            "executed.",
+            "Repeat the call: another relay, or this one's successor, takes it. Health shows NOT_SERVING "
+            "meanwhile.",
+        ),
+    }
+)
+
+CODES: Mapping[Code, Explanation] = MappingProxyType(
+    {
+        Code.OK: Explanation(
+            "the call succeeded",
+            "The upstream answered OK; relay-attempts says how many attempts it took.",
+            "Nothing.",
+        ),
+        Code.CANCELLED: Explanation(
+            "the caller gave the call up",
+            "The caller cancelled or its connection was lost; an upstream may also answer it by itself.",
+            "See who cancelled in the trace; a client-side timeout is the usual one.",
+        ),
+        Code.UNKNOWN: Explanation(
+            "something failed and nobody said what, or the outcome itself is unknown",
+            "An upstream's handler threw, or the relay could not learn whether an attempt was executed "
+            "(reason OUTCOME_UNKNOWN, relay-origin: relay).",
+            "With relay-origin upstream, look into its log; otherwise `relay explain OUTCOME_UNKNOWN`.",
+        ),
+        Code.INVALID_ARGUMENT: Explanation(
+            "the request is wrong whatever the state of the service",
+            "The upstream refused the request, or the relay its idempotency-key.",
+            "Change the request; it is never retried.",
+        ),
+        Code.DEADLINE_EXCEEDED: Explanation(
+            "the time was over before the answer",
+            "The call's deadline passed; the effect may exist when relay-outcome is unknown.",
+            "See in the trace where the time went: queue, attempts, or backoff between them.",
+        ),
+        Code.NOT_FOUND: Explanation(
+            "what was asked for does not exist",
+            "The upstream's answer.",
+            "Change the request; it is never retried.",
+        ),
+        Code.ALREADY_EXISTS: Explanation(
+            "what should be created is there already",
+            "The upstream's answer; after a retry it may mean that the first attempt succeeded.",
+            "Read the thing and compare; it is never retried.",
+        ),
+        Code.PERMISSION_DENIED: Explanation(
+            "the caller may not do this",
+            "The upstream's answer.",
+            "Ask whoever grants it; it is never retried.",
+        ),
+        Code.RESOURCE_EXHAUSTED: Explanation(
+            "a limit was reached",
+            "The relay refused for overload (reasons QUEUE_FULL, STREAM_LIMIT) or size "
+            "(MESSAGE_TOO_LARGE), or the upstream refused. It is retried only when pushback or RetryInfo "
+            "says when.",
+            "Look at the reason in ErrorInfo, and return when RetryInfo says.",
+        ),
+        Code.FAILED_PRECONDITION: Explanation(
+            "the service is not in a state for this",
+            "The upstream's answer, or the relay's for a call that goes round in a loop (HOP_LIMIT).",
+            "Change the state first; it is never retried.",
+        ),
+        Code.ABORTED: Explanation(
+            "a conflict with another operation",
+            "The upstream's answer, for instance a lost transaction.",
+            "Repeat the whole operation from its read; put ABORTED into retryableStatusCodes only if "
+            "nothing was executed when it comes.",
+        ),
+        Code.OUT_OF_RANGE: Explanation(
+            "the request went past the valid range",
+            "The upstream's answer.",
+            "Change the request; it is never retried.",
+        ),
+        Code.UNIMPLEMENTED: Explanation(
+            "there is no such method",
+            "The relay has no route (reason NO_ROUTE), or the upstream does not know the method.",
+            "relay-origin says which of the two; check the method's full name.",
+        ),
+        Code.INTERNAL: Explanation(
+            "a promise of the protocol or the service was broken",
+            "The upstream's answer, or a request that is not well-formed gRPC (MALFORMED_REQUEST).",
+            "Read the upstream's log; the attempt counts as possibly executed.",
+        ),
+        Code.UNAVAILABLE: Explanation(
+            "the service cannot be reached or does not serve now",
+            "The upstream answered it, no connection could be had, or the relay is shutting down "
+            "(DRAINING). Answered, it is retried by default.",
+            "Repeat later. relay-outcome says whether anything may have been executed.",
+        ),
+        Code.DATA_LOSS: Explanation(
+            "data was lost or damaged for good",
+            "The upstream's answer.",
+            "Do not retry; tell whoever runs the upstream.",
+        ),
+        Code.UNAUTHENTICATED: Explanation(
+            "the caller did not prove who it is",
+            "The upstream's answer.",
+            "Send valid credentials; the relay passes them on unchanged. It is never retried.",
+        ),
+    }
+)

@@ -1,0 +1,167 @@
+"""What AdminService tells, as tables for people or as JSON lines for programs."""
+
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import grpc
+import grpc.aio
+import typer
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import MessageToDict
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+
+from protos.relay.v1.admin_pb2 import GetStatsRequest, MethodStats, Stats, WatchStatsRequest
+from protos.relay.v1.admin_pb2_grpc import AdminServiceStub
+
+ANSWER_TIMEOUT_S = 5.0
+METHODS_SHOWN_MAX = 30
+"""The busiest; a screen holds no more, and `--method` or `--json` shows the rest."""
+
+Show = Callable[[Stats], None]
+
+
+class NoStatsError(Exception):
+    """Nobody told any numbers; the text says why."""
+
+
+async def look(target: str, method_prefix: str) -> AsyncIterator[Stats]:
+    """The numbers once. Raises `NoStatsError`."""
+    async with grpc.aio.insecure_channel(target) as channel:
+        try:
+            request = GetStatsRequest(method_prefix=method_prefix)
+            response = await AdminServiceStub(channel).GetStats(request, timeout=ANSWER_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise _no_stats(error) from error
+        yield response.stats
+
+
+async def watch(target: str, method_prefix: str, interval_s: float) -> AsyncIterator[Stats]:
+    """The numbers every ``interval_s`` until the relay goes. Raises `NoStatsError` when it does."""
+    interval = Duration()
+    interval.FromNanoseconds(round(interval_s * 1e9))
+    async with grpc.aio.insecure_channel(target) as channel:
+        try:
+            request = WatchStatsRequest(method_prefix=method_prefix, interval=interval)
+            async for response in AdminServiceStub(channel).WatchStats(request):
+                yield response.stats
+        except grpc.aio.AioRpcError as error:
+            raise _no_stats(error) from error
+
+
+async def show_each(looks: AsyncIterator[Stats], show: AbstractContextManager[Show]) -> None:
+    """Hand every look to ``show``."""
+    with show as show_one:
+        async for stats in looks:
+            show_one(stats)
+
+
+def lines() -> AbstractContextManager[Show]:
+    """Show each look as one line of JSON."""
+    return nullcontext(lambda stats: typer.echo(json.dumps(_as_json(stats))))
+
+
+def tables() -> AbstractContextManager[Show]:
+    """Show each look below the one before."""
+    return nullcontext(lambda stats: Console().print(report(stats)))
+
+
+@contextmanager
+def live_tables() -> Iterator[Show]:
+    """Show each look in the place of the one before."""
+    with Live(screen=False, auto_refresh=False, vertical_overflow="visible") as live:
+        yield lambda stats: live.update(report(stats), refresh=True)
+
+
+def report(stats: Stats) -> RenderableType:
+    """Everything about one look that fits on a screen."""
+    parts = [_calls(stats), _queue(stats), _upstreams(stats)]
+    if stats.methods:
+        parts.append(_methods(stats))
+    if stats.calls.by_reason:
+        parts.append(_reasons(stats))
+    return Group(*parts)
+
+
+def _as_json(stats: Stats) -> object:
+    return MessageToDict(stats, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+
+
+def _no_stats(error: grpc.aio.AioRpcError) -> NoStatsError:
+    return NoStatsError(f"no numbers: {error.code().name}: {error.details()}")
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    return table
+
+
+def _calls(stats: Stats) -> Table:
+    calls = stats.calls
+    table = _table(
+        f"Calls in {_time(stats.uptime)}", "received", "ok", "errors", "refused", "cancelled", "in flight"
+    )
+    numbers = (calls.received, calls.ok, calls.errors, calls.refused, calls.cancelled, calls.in_flight)
+    table.add_row(*(str(number) for number in numbers))
+    return table
+
+
+def _queue(stats: Stats) -> Table:
+    queue = stats.queue
+    table = _table("Limits", "queue", "workers", "streams", "started/s")
+    table.add_row(
+        f"{queue.length}/{queue.capacity}",
+        f"{queue.workers_busy}/{queue.workers}",
+        f"{queue.streams}/{queue.streams_max}",
+        f"{queue.drain_per_second:.1f}",
+    )
+    return table
+
+
+def _upstreams(stats: Stats) -> Table:
+    table = _table(
+        "Upstreams", "name", "target", "state", "connections", "lost", "retry tokens", "last error"
+    )
+    for upstream in stats.upstreams:
+        budget = upstream.retry_budget
+        table.add_row(
+            upstream.name,
+            upstream.target,
+            upstream.state,
+            str(upstream.connections),
+            str(upstream.disconnects),
+            f"{budget.tokens:.1f}/{budget.max_tokens:.0f}" if budget.max_tokens else "off",
+            upstream.last_error,
+        )
+    return table
+
+
+def _methods(stats: Stats) -> Table:
+    table = _table("Methods", "method", "received", "ok", "attempts", "retries", "p50", "p90", "p99")
+    for method in sorted(stats.methods, key=lambda m: (-m.received, m.method))[:METHODS_SHOWN_MAX]:
+        table.add_row(method.method, *_method_numbers(method))
+    if (left := len(stats.methods) - METHODS_SHOWN_MAX) > 0:
+        table.add_row(f"… and {left} more")
+    return table
+
+
+def _method_numbers(method: MethodStats) -> tuple[str, ...]:
+    counts = (method.received, method.ok, method.attempts, method.retries)
+    latencies = (method.latency_p50, method.latency_p90, method.latency_p99)
+    return (*(str(count) for count in counts), *(_time(latency) for latency in latencies))
+
+
+def _reasons(stats: Stats) -> Table:
+    table = _table("Reasons (`relay explain NAME`)", "reason", "calls")
+    for reason, count in sorted(stats.calls.by_reason.items(), key=lambda item: (-item[1], item[0])):
+        table.add_row(reason, str(count))
+    return table
+
+
+def _time(duration: Duration) -> str:
+    seconds = duration.seconds + duration.nanos / 1e9
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.1f} ms"

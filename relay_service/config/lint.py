@@ -1,0 +1,220 @@
+"""What is allowed in a policy file and yet is likely not what its author meant.
+
+Two kinds: what the same words would do in a stock gRPC client (the file may be shared with one), and
+what defeats itself here. A finding never stops the relay; an error does, and is a `Problem`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from relay_service.config.document import Document, layers
+from relay_service.config.durations import format_duration
+from relay_service.config.loading import build_policy
+from relay_service.config.merge import widening
+from relay_service.config.schema import MethodBlock, MethodConfig, PolicyFile, RetryBlock
+from relay_service.core.evidence import DEFINITE_CODES, Safety
+from relay_service.core.policy import MethodPolicy, RelayPolicy, RetryPolicy
+from relay_service.core.status import Code
+
+GRPC_MAX_ATTEMPTS = 5
+"""A gRPC client treats more as 5 (gRFC A6)."""
+GRPC_TOKEN_RATIO_STEP = 0.001
+"""A gRPC client drops further decimals (gRFC A6)."""
+
+_MAYBE_EXECUTED = frozenset(
+    {Code.CANCELLED, Code.UNKNOWN, Code.DEADLINE_EXCEEDED, Code.INTERNAL, Code.DATA_LOSS}
+)
+"""Codes a server gives, as a rule, after it began to execute."""
+
+
+class Rule(StrEnum):
+    """What a finding is about. The names are stable: a build may filter by them."""
+
+    GRPC_TIMEOUT = "grpc-timeout"
+    """A ``timeout``, which gRPC in Python fires early."""
+    GRPC_MAX_ATTEMPTS = "grpc-max-attempts"
+    """More attempts than a gRPC client makes."""
+    GRPC_TOKEN_RATIO = "grpc-token-ratio"  # noqa: S105 (these tokens open nothing)
+    """A ratio that gRPC rounds to nothing."""
+    GRPC_NO_CODES = "grpc-no-codes"
+    """An empty list of codes, which gRPC refuses."""
+    RETRIES_DEFINITE_ANSWER = "retries-definite-answer"
+    """A retryable code that a retry seldom changes."""
+    RESOURCE_EXHAUSTED = "resource-exhausted"
+    """A retryable code that needs pushback as well."""
+    NOTHING_RETRIED = "nothing-retried"
+    """No entry retries anything."""
+    RETRY_LOST = "retry-lost"
+    """A narrower entry without the retries of a wider one."""
+    DEFAULT_OVER_MAX = "default-over-max"
+    """A default deadline above the cap."""
+    BACKOFF_OVER_DEADLINE = "backoff-over-deadline"
+    """Waits that do not fit into the deadline."""
+    ATTEMPT_TAKES_ALL = "attempt-takes-all"
+    """One silent attempt can use up the deadline."""
+    KEY_WITHOUT_EFFECT = "key-without-effect"
+    """A required key that allows no retry."""
+    KEYED_WITHOUT_RETRY = "keyed-without-retry"
+    """A method made safe to repeat that is not repeated."""
+    RETRIES_EXECUTED_WORK = "retries-executed-work"
+    """Retryable codes that often follow the effect."""
+    UPSTREAM_UNUSED = "upstream-unused"
+    """An upstream without a route."""
+    METHOD_UNROUTED = "method-unrouted"
+    """Words about a method that no route reaches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something to look at again; ``path`` is a place in the file."""
+
+    rule: Rule
+    path: str
+    text: str
+
+
+def findings(document: Document, target: str) -> list[Finding]:
+    """All findings in a document that has no errors, in the order of the file.
+
+    ``target`` stands in for the upstream of a file that names none.
+    Raises `ConfigError` when the document and its presets do not make a policy.
+    """
+    policy = build_policy(document, target)
+    return [
+        *_read_by_grpc(document.content),
+        *_nothing_retried(document, policy),
+        *(found for entry in _entries(document.content) for found in _effects(*entry, policy)),
+        *_unused(document.content, policy),
+    ]
+
+
+def _read_by_grpc(file: PolicyFile) -> Iterator[Finding]:
+    for index, entry in enumerate(file.method_config):
+        here = f"methodConfig[{index}]"
+        if entry.timeout_s is not None:
+            text = (
+                "gRPC in Python fires it about 1 s early; here it is exact. It also caps what callers ask for"
+            )
+            yield Finding(Rule.GRPC_TIMEOUT, f"{here}.timeout", text)
+        if entry.retry_policy is not None:
+            yield from _retry_read_by_grpc(entry.retry_policy, f"{here}.retryPolicy")
+    if file.retry_throttling is not None and file.retry_throttling.token_ratio < GRPC_TOKEN_RATIO_STEP:
+        text = "gRPC keeps three decimals, so a stock client would read 0"
+        yield Finding(Rule.GRPC_TOKEN_RATIO, "retryThrottling.tokenRatio", text)
+
+
+def _retry_read_by_grpc(retry: RetryBlock, here: str) -> Iterator[Finding]:
+    if retry.max_attempts > GRPC_MAX_ATTEMPTS:
+        text = f"a gRPC client silently makes it {GRPC_MAX_ATTEMPTS}; here {retry.max_attempts} are made"
+        yield Finding(Rule.GRPC_MAX_ATTEMPTS, f"{here}.maxAttempts", text)
+    if not retry.retryable_codes:
+        text = (
+            "gRPC refuses an empty list; here it means that only attempts that were never sent are refusals"
+        )
+        yield Finding(Rule.GRPC_NO_CODES, f"{here}.retryableStatusCodes", text)
+    for code in sorted({*retry.retryable_codes} & DEFINITE_CODES):
+        text = f"{code.name} is an answer that a retry seldom changes"
+        yield Finding(Rule.RETRIES_DEFINITE_ANSWER, f"{here}.retryableStatusCodes", text)
+    if Code.RESOURCE_EXHAUSTED in retry.retryable_codes:
+        text = "RESOURCE_EXHAUSTED may mean an oversized message: only pushback or RetryInfo makes it retried"
+        yield Finding(Rule.RESOURCE_EXHAUSTED, f"{here}.retryableStatusCodes", text)
+
+
+def _nothing_retried(document: Document, policy: RelayPolicy) -> Iterator[Finding]:
+    """As in gRPC, silence means no retries; people often expect the opposite of a relay."""
+    chosen = any("retry" in layer.content.relay.off for layer in layers(document))
+    if not chosen and all(method.retry.max_attempts == 1 for method in policy.methods.values()):
+        text = 'no methodConfig has a retryPolicy: nothing is retried (relay.preset "default" brings one)'
+        yield Finding(Rule.NOTHING_RETRIED, "methodConfig", text)
+
+
+def _entries(file: PolicyFile) -> Iterator[tuple[str, str]]:
+    """Where the file speaks of a pattern, and the pattern; each pattern once."""
+    places: dict[str, str] = {}
+    kinds: tuple[tuple[str, Sequence[MethodConfig | MethodBlock]], ...] = (
+        ("methodConfig", file.method_config),
+        ("relay.methods", file.relay.methods),
+    )
+    for kind, entries in kinds:
+        for index, entry in enumerate(entries):
+            for name in entry.name:
+                places.setdefault(name.pattern, f"{kind}[{index}]")
+    return ((path, pattern) for pattern, path in places.items())
+
+
+def _effects(path: str, pattern: str, policy: RelayPolicy) -> Iterator[Finding]:
+    """What the entry at ``path`` comes to, with all that it inherits."""
+    method = policy.methods[pattern]
+    subject = pattern or "every method"
+    yield from (Finding(rule, path, f"{subject}: {text}") for rule, text in _of_times(method))
+    yield from (Finding(rule, path, f"{subject}: {text}") for rule, text in _of_safety(method))
+    wider = policy.methods[next(p for p in [*widening(pattern)[1:], ""] if p in policy.methods)]
+    if method.retry.max_attempts == 1 < wider.retry.max_attempts:
+        text = f"{subject}: not retried, though wider entries are: as in gRPC the longest match counts whole"
+        yield Finding(Rule.RETRY_LOST, path, text)
+
+
+def _of_times(method: MethodPolicy) -> Iterator[tuple[Rule, str]]:
+    default_s, cap_s, attempt_s = method.default_timeout_s, method.max_timeout_s, method.attempt_timeout_s
+    if default_s is not None and cap_s is not None and default_s > cap_s:
+        yield (
+            Rule.DEFAULT_OVER_MAX,
+            f"defaultTimeout {_s(default_s)} is longer than maxTimeout {_s(cap_s)}, which wins",
+        )
+    if default_s is None or method.retry.max_attempts == 1:
+        return
+    waits_s = longest_backoffs_s(method.retry)
+    if waits_s >= default_s:
+        text = f"the waits between {method.retry.max_attempts} attempts may add up to {_s(waits_s)}"
+        yield Rule.BACKOFF_OVER_DEADLINE, f"{text}, and the deadline is {_s(default_s)}"
+    if attempt_s is None or attempt_s >= default_s:
+        limit = "no attemptTimeout" if attempt_s is None else f"attemptTimeout {_s(attempt_s)}"
+        yield (
+            Rule.ATTEMPT_TAKES_ALL,
+            f"with {limit} one silent attempt uses up the deadline of {_s(default_s)}",
+        )
+
+
+def _of_safety(method: MethodPolicy) -> Iterator[tuple[Rule, str]]:
+    if method.key_required and method.safety is not Safety.KEYED:
+        yield Rule.KEY_WITHOUT_EFFECT, "keyRequired, but safety is not KEYED: the key allows no retry"
+    if method.safety is Safety.KEYED and method.retry.max_attempts == 1:
+        yield Rule.KEYED_WITHOUT_RETRY, "KEYED makes retries safe, and none are made"
+    if method.safety in (Safety.NO_SIDE_EFFECTS, Safety.IDEMPOTENT) or method.retry.max_attempts == 1:
+        return
+    if codes := sorted(method.retry.retryable_codes & _MAYBE_EXECUTED):
+        names = ", ".join(code.name for code in codes)
+        yield (
+            Rule.RETRIES_EXECUTED_WORK,
+            f"{names} often come after the effect, and a second attempt would repeat it",
+        )
+
+
+def longest_backoffs_s(retry: RetryPolicy) -> float:
+    """The sum of all waits when no jitter shortens them, in seconds."""
+    total_s, wait_s = 0.0, retry.initial_backoff_s
+    for _ in range(retry.max_attempts - 1):
+        total_s += min(wait_s, retry.max_backoff_s)
+        wait_s = min(wait_s * retry.backoff_multiplier, retry.max_backoff_s)
+    return total_s
+
+
+def _unused(file: PolicyFile, policy: RelayPolicy) -> Iterator[Finding]:
+    routed = {route.upstream for route in policy.routes}
+    for name in file.relay.upstreams:
+        if policy.routes and name not in routed:
+            yield Finding(Rule.UPSTREAM_UNUSED, f"relay.upstreams.{name}", "no route leads to it")
+    for path, pattern in _entries(file):
+        if pattern and not _reachable(pattern, policy):
+            yield Finding(Rule.METHOD_UNROUTED, path, f"no route leads to {pattern}: calls get UNIMPLEMENTED")
+
+
+def _reachable(pattern: str, policy: RelayPolicy) -> bool:
+    """Whether any method the pattern covers is routed."""
+    inside = any(route.pattern.startswith(f"{pattern}/") for route in policy.routes)
+    return inside or policy.route(pattern if "/" in pattern else f"{pattern}/") is not None
+
+
+def _s(seconds: float) -> str:
+    return format_duration(round(seconds, 3))

@@ -1,0 +1,142 @@
+"""From a preset's name or a file's path to the `RelayPolicy` that the core reads."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from relay_service.config.addresses import parse_target
+from relay_service.config.document import Document, layers, read_document
+from relay_service.config.merge import Merged, merge
+from relay_service.config.problems import ConfigError, Problem, shown
+from relay_service.config.schema import MethodConfig
+from relay_service.config.settings import Settings
+from relay_service.core.evidence import Safety
+from relay_service.core.policy import (
+    NO_RETRY,
+    WIDE_OPEN,
+    AdmissionPolicy,
+    Jitter,
+    MethodPolicy,
+    RelayPolicy,
+    RetryBudgetPolicy,
+    RetryPolicy,
+    RetryThrottling,
+    Route,
+    UpstreamPolicy,
+)
+
+ONLY_UPSTREAM = "upstream"
+"""What the one upstream is called when no file names any."""
+
+
+def load_policy(source: str, target: str) -> RelayPolicy:
+    """Read the policy ``source``: the name of a preset, or the path of a file.
+
+    ``target`` (``host:port`` or ``unix:path``) is the upstream when the policy names none.
+    Raises `ConfigError` with everything that is wrong.
+    """
+    return build_policy(read_document(source), target)
+
+
+def policy_of(settings: Settings) -> RelayPolicy:
+    """The policy the settings ask for.
+
+    Raises `ConfigError` with everything that is wrong in it, and when an upstream was set although the
+    policy names its own: one of the two would be ignored.
+    """
+    document = read_document(settings.policy)
+    if "upstream" in settings.model_fields_set and merge(layers(document)).upstreams:
+        allowed = f"must not be set: {document.where} names its own upstreams"
+        raise ConfigError([Problem("upstream", "", f"got {shown(settings.upstream)}", allowed)])
+    return build_policy(document, settings.upstream)
+
+
+def build_policy(document: Document, target: str) -> RelayPolicy:
+    """The policy a checked document means, on top of the presets it is based on.
+
+    Raises `ConfigError` when its routes and upstreams do not meet, or ``target`` is no address.
+    """
+    merged = merge(layers(document))
+    upstreams = _upstreams(merged, target)
+    if problems := list(_unmet_routes(merged, upstreams, document.where)):
+        raise ConfigError(problems)
+    return RelayPolicy(
+        name=merged.name,
+        upstreams=upstreams,
+        methods={pattern: _method_policy(merged, pattern) for pattern in merged.patterns() | {""}},
+        routes=tuple(Route(route.service or "", route.method, route.upstream) for route in merged.routes),
+        admission=WIDE_OPEN if "admission" in merged.off else AdmissionPolicy(**merged.admission_fields),
+        budget=None if "retryBudget" in merged.off else RetryBudgetPolicy(**merged.budget_fields),
+        throttling=_throttling(merged),
+        max_hops=merged.max_hops,
+    )
+
+
+def _upstreams(merged: Merged, target: str) -> dict[str, UpstreamPolicy]:
+    if merged.upstreams:
+        return {name: UpstreamPolicy(**block.fields_given()) for name, block in merged.upstreams.items()}
+    try:
+        return {ONLY_UPSTREAM: UpstreamPolicy(str(parse_target(target)))}
+    except ValueError as error:
+        raise ConfigError([Problem("upstream", "", f"got {shown(target)}", str(error))]) from error
+
+
+def _unmet_routes(merged: Merged, upstreams: Mapping[str, UpstreamPolicy], where: str) -> Iterable[Problem]:
+    known = ", ".join(upstreams)
+    for index, route in enumerate(merged.routes):
+        if route.upstream not in upstreams:
+            found = f"got {shown(route.upstream)}"
+            yield Problem(
+                where, f"relay.routes[{index}].upstream", found, f"must be one of relay.upstreams ({known})"
+            )
+    if len(upstreams) > 1 and not merged.routes:
+        yield Problem(where, "relay.routes", "", f"is required to choose between the upstreams {known}")
+
+
+def _method_policy(merged: Merged, pattern: str) -> MethodPolicy:
+    config = merged.method_config(pattern)
+    given = dict(merged.fields_of(pattern))
+    jitter = Jitter(given.pop("jitter", Jitter.FULL.value))
+    safety = given.pop("safety", None)
+    policy = MethodPolicy(
+        **given, safety=Safety(safety) if safety else None, retry=_retry(config, jitter, merged.off)
+    )
+    if config is not None and config.timeout_s is not None:
+        policy = _with_grpc_timeout(policy, config.timeout_s)
+    return replace(policy, **_switched_off(merged.off))
+
+
+def _retry(config: MethodConfig | None, jitter: Jitter, off: frozenset[str]) -> RetryPolicy:
+    """As in gRPC, nothing is retried where no entry says so."""
+    if "retry" in off or config is None or config.retry_policy is None:
+        return NO_RETRY
+    block = config.retry_policy
+    return RetryPolicy(
+        max_attempts=block.max_attempts,
+        initial_backoff_s=block.initial_backoff_s,
+        max_backoff_s=block.max_backoff_s,
+        backoff_multiplier=block.backoff_multiplier,
+        jitter=jitter,
+        retryable_codes=frozenset(block.retryable_codes),
+    )
+
+
+def _with_grpc_timeout(policy: MethodPolicy, timeout_s: float) -> MethodPolicy:
+    """gRPC's ``timeout`` is the default deadline and also the longest a caller gets."""
+    cap_s = timeout_s if policy.max_timeout_s is None else min(timeout_s, policy.max_timeout_s)
+    return replace(policy, default_timeout_s=cap_s, max_timeout_s=cap_s)
+
+
+def _switched_off(off: frozenset[str]) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    if "attemptTimeout" in off:
+        changes["attempt_timeout_s"] = None
+    if "deadlines" in off:
+        changes |= {"default_timeout_s": None, "max_timeout_s": None}
+    return changes
+
+
+def _throttling(merged: Merged) -> RetryThrottling | None:
+    if merged.throttling is None or "retryThrottling" in merged.off:
+        return None
+    return RetryThrottling(merged.throttling.max_tokens, merged.throttling.token_ratio)

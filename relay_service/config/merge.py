@@ -1,0 +1,78 @@
+"""One document laid over another: what a policy file takes from its preset and what it says itself.
+
+gRPC's own part keeps gRPC's rule: the entry with the longest match counts as a whole, and a file's entry
+replaces the preset's of the same name. In the ``relay`` block fields are laid over fields.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from relay_service.config.document import Document
+from relay_service.config.schema import MethodConfig, RouteBlock, ThrottlingBlock, UpstreamBlock
+
+
+@dataclass(slots=True)
+class Merged:
+    """All layers in one. The dicts of ``Any`` map core field names to values that the schema has checked."""
+
+    name: str = ""
+    method_configs: dict[str, MethodConfig] = field(default_factory=dict)
+    """By pattern, as all that is keyed here: ``package.Service/Method``, ``package.Service`` or empty."""
+    method_fields: dict[str, dict[str, Any]] = field(default_factory=dict)
+    throttling: ThrottlingBlock | None = None
+    upstreams: dict[str, UpstreamBlock] = field(default_factory=dict)
+    routes: list[RouteBlock] = field(default_factory=list)
+    admission_fields: dict[str, Any] = field(default_factory=dict)
+    budget_fields: dict[str, Any] = field(default_factory=dict)
+    max_hops: int = 3
+    off: frozenset[str] = frozenset()
+
+    def patterns(self) -> set[str]:
+        """Every pattern that anything is said about: together they tell all methods apart."""
+        return {*self.method_configs, *self.method_fields}
+
+    def method_config(self, pattern: str) -> MethodConfig | None:
+        """gRPC's rule: the longest match, whole."""
+        return next((self.method_configs[p] for p in widening(pattern) if p in self.method_configs), None)
+
+    def fields_of(self, pattern: str) -> Mapping[str, Any]:
+        """Our rule: the fields of the wider patterns, each overridden by the narrower ones."""
+        fields: dict[str, Any] = {}
+        for wider in reversed(widening(pattern)):
+            fields |= self.method_fields.get(wider, {})
+        return fields
+
+
+def widening(pattern: str) -> list[str]:
+    """A pattern and those that hold it, from the narrowest: method, service, all."""
+    service, _, method = pattern.partition("/")
+    steps = [pattern, service, ""] if method else [pattern, ""]
+    return list(dict.fromkeys(steps))
+
+
+def merge(documents: Iterable[Document]) -> Merged:
+    """Lay the documents over each other, the first lowest."""
+    merged = Merged()
+    for document in documents:
+        _lay_over(merged, document)
+    return merged
+
+
+def _lay_over(merged: Merged, document: Document) -> None:
+    content, relay = document.content, document.content.relay
+    merged.name = relay.name or document.title
+    merged.method_configs |= {name.pattern: entry for entry in content.method_config for name in entry.name}
+    for block in relay.methods:
+        given = {key: value for key, value in block.fields_given().items() if key != "name"}
+        for name in block.name:
+            merged.method_fields.setdefault(name.pattern, {}).update(given)
+    merged.throttling = content.retry_throttling or merged.throttling
+    merged.upstreams |= relay.upstreams
+    merged.routes = relay.routes or merged.routes
+    merged.admission_fields |= relay.admission.fields_given()
+    merged.budget_fields |= relay.retry_budget.fields_given()
+    if "max_hops" in relay.model_fields_set:
+        merged.max_hops = relay.max_hops
+    if "off" in relay.model_fields_set:
+        merged.off = frozenset(relay.off)

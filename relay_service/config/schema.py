@@ -1,0 +1,198 @@
+"""The policy file's shape: gRPC's service config and a ``relay`` block beside it.
+
+Each model checks one JSON object by itself; what concerns several objects at once is in `checks`.
+A field has the name of the core value it fills and is spelt in the file as gRPC spells its own: in
+camelCase and, since a duration carries its unit, without the ``_s``.
+
+Source of the gRPC part: https://github.com/grpc/grpc-proto/blob/master/grpc/service_config/service_config.proto
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from relay_service.config.addresses import parse_target
+from relay_service.config.durations import parse_duration
+from relay_service.core.policy import (
+    AdmissionPolicy,
+    MethodPolicy,
+    RetryBudgetPolicy,
+    UpstreamPolicy,
+)
+from relay_service.core.status import Code
+
+# The core's own defaults, so that there is one place where each is written down.
+_METHOD = MethodPolicy()
+_UPSTREAM = UpstreamPolicy(target="host:1")
+_ADMISSION = AdmissionPolicy()
+_BUDGET = RetryBudgetPolicy()
+
+
+def _duration(value: Any) -> float:
+    if not isinstance(value, str):
+        wanted = f'"{value}s"' if isinstance(value, int | float) and not isinstance(value, bool) else '"0.1s"'
+        raise ValueError(f"must be a duration in quotes such as {wanted}")  # noqa: TRY004 (pydantic wants ValueError)
+    return parse_duration(value)
+
+
+def _positive_duration(value: Any) -> float:
+    seconds = _duration(value)
+    if seconds == 0:
+        raise ValueError("must be longer than 0s")
+    return seconds
+
+
+def _code(value: Any) -> Code:
+    """A status code by name (any case) or number, as gRPC allows."""
+    try:
+        if isinstance(value, bool):
+            raise ValueError(value)  # noqa: TRY004, TRY301 (True is 1 to Python, and no code to anyone)
+        code = Code[value.upper()] if isinstance(value, str) else Code(value)
+    except (KeyError, ValueError):
+        names = ", ".join(code.name for code in Code if code is not Code.OK)
+        raise ValueError(f"must be one of {names}, or its number") from None
+    if code is Code.OK:
+        raise ValueError("must not be OK: a success is never retried")
+    return code
+
+
+def _target(value: str) -> str:
+    return str(parse_target(value))
+
+
+PositiveDuration = Annotated[float, BeforeValidator(_positive_duration)]
+RetryableCode = Annotated[Code, BeforeValidator(_code)]
+Target = Annotated[str, AfterValidator(_target)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+ServiceName = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*$", max_length=255)]
+MethodName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$", max_length=255)]
+UpstreamName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]{0,62}$")]
+Switch = Literal["retry", "retryBudget", "retryThrottling", "admission", "attemptTimeout", "deadlines"]
+
+
+def _spelling(field_name: str) -> str:
+    return to_camel(field_name.removesuffix("_s"))
+
+
+class Block(BaseModel):
+    """One JSON object of the file: unknown fields are errors, and a string is never taken for a number."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, alias_generator=_spelling)
+
+    def fields_given(self) -> dict[str, Any]:
+        """Only what the file says, by core name: what a later layer lays over an earlier one."""
+        return {name: getattr(self, name) for name in self.model_fields_set}
+
+
+class Name(Block):
+    """Which methods an entry is for: one method, one service, or (empty) all."""
+
+    service: ServiceName | None = None
+    method: MethodName | None = None
+
+    @property
+    def pattern(self) -> str:
+        """``package.Service/Method``, ``package.Service`` or an empty string."""
+        return f"{self.service or ''}/{self.method}" if self.method else self.service or ""
+
+
+Names = Annotated[list[Name], Field(min_length=1, max_length=1000)]
+
+
+class RetryBlock(Block):
+    """gRPC's ``retryPolicy``; ``maxAttempts`` may exceed 5 and the list of codes may be empty."""
+
+    max_attempts: Annotated[int, Field(ge=2, le=100)]
+    initial_backoff_s: PositiveDuration
+    max_backoff_s: PositiveDuration
+    backoff_multiplier: Annotated[float, Field(ge=1, le=1000)]
+    retryable_codes: list[RetryableCode] = Field(alias="retryableStatusCodes")
+
+
+class MethodConfig(Block):
+    """An entry of gRPC's ``methodConfig``. Without a ``retryPolicy`` its methods are not retried."""
+
+    name: Names
+    timeout_s: PositiveDuration | None = None
+    retry_policy: RetryBlock | None = None
+
+
+class ThrottlingBlock(Block):
+    """gRPC's ``retryThrottling``."""
+
+    max_tokens: Annotated[int, Field(ge=1, le=1000)]
+    token_ratio: Positive
+
+
+class MethodBlock(Block):
+    """An entry of ``relay.methods``: what gRPC has no words for."""
+
+    name: Names
+    safety: Literal["NO_SIDE_EFFECTS", "IDEMPOTENT", "KEYED", "NONE"] | None = None
+    key_required: bool = _METHOD.key_required
+    default_timeout_s: PositiveDuration | None = _METHOD.default_timeout_s
+    max_timeout_s: PositiveDuration | None = _METHOD.max_timeout_s
+    attempt_timeout_s: PositiveDuration | None = _METHOD.attempt_timeout_s
+    jitter: Literal["none", "full", "equal", "decorrelated"] = "full"
+    replay_buffer_bytes: Annotated[int, Field(ge=0, le=64 * 1024 * 1024)] = _METHOD.replay_buffer_bytes
+    max_message_bytes: Annotated[int, Field(ge=1, le=1024 * 1024 * 1024)] = _METHOD.max_message_bytes
+
+
+class UpstreamBlock(Block):
+    """One of ``relay.upstreams``."""
+
+    target: Target
+    connections: Annotated[int, Field(ge=1, le=64)] = _UPSTREAM.connections
+    connect_timeout_s: PositiveDuration = _UPSTREAM.connect_timeout_s
+    silence_s: PositiveDuration = _UPSTREAM.silence_s
+    ping_timeout_s: PositiveDuration = _UPSTREAM.ping_timeout_s
+    reconnect_backoff_min_s: PositiveDuration = _UPSTREAM.reconnect_backoff_min_s
+    reconnect_backoff_max_s: PositiveDuration = _UPSTREAM.reconnect_backoff_max_s
+
+
+class RouteBlock(Block):
+    """One of ``relay.routes``."""
+
+    service: ServiceName | None = None
+    method: MethodName | None = None
+    upstream: UpstreamName
+
+
+class AdmissionBlock(Block):
+    """``relay.admission``."""
+
+    queue_capacity: Annotated[int, Field(ge=0, le=1_000_000)] = _ADMISSION.queue_capacity
+    workers: Annotated[int, Field(ge=1, le=1_000_000)] = _ADMISSION.workers
+    max_streams: Annotated[int, Field(ge=0, le=1_000_000)] = _ADMISSION.max_streams
+
+
+class BudgetBlock(Block):
+    """``relay.retryBudget``."""
+
+    ratio: Annotated[float, Field(ge=0, le=10)] = _BUDGET.ratio
+    burst: Annotated[float, Field(ge=1, le=1_000_000)] = _BUDGET.burst
+    floor_per_s: NotNegative = Field(default=_BUDGET.floor_per_s, alias="floorPerSecond")
+
+
+class RelayBlock(Block):
+    """``relay``: all that is ours."""
+
+    preset: str | None = None
+    name: Annotated[str, Field(min_length=1, max_length=63)] | None = None
+    methods: Annotated[list[MethodBlock], Field(max_length=1000)] = []
+    upstreams: Annotated[dict[UpstreamName, UpstreamBlock], Field(max_length=100)] = {}
+    routes: Annotated[list[RouteBlock], Field(max_length=10_000)] = []
+    admission: AdmissionBlock = AdmissionBlock()
+    retry_budget: BudgetBlock = BudgetBlock()
+    max_hops: Annotated[int, Field(ge=1, le=100)] = 3
+    off: list[Switch] = []
+
+
+class PolicyFile(Block):
+    """The whole file."""
+
+    method_config: Annotated[list[MethodConfig], Field(max_length=1000)] = []
+    retry_throttling: ThrottlingBlock | None = None
+    relay: RelayBlock = RelayBlock()

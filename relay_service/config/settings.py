@@ -1,0 +1,146 @@
+"""The settings of the process: where it listens, what it writes, how it ends.
+
+Each can be given as a flag of ``relay serve`` or in the environment with the prefix ``RELAY_``; the flag
+wins. What belongs to the calls themselves stands in the policy file.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, AliasChoices, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from relay_service.config.addresses import parse_address, parse_target
+from relay_service.config.complaints import in_plain_words
+from relay_service.config.problems import ConfigError, Problem, shown, without_credentials
+
+PREFIX = "RELAY_"
+OTLP_VARIABLES = ("RELAY_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+"""Ours first, then OpenTelemetry's own."""
+
+
+def _address(value: str) -> str:
+    return str(parse_address(value))
+
+
+def _target(value: str) -> str:
+    return str(parse_target(value))
+
+
+def _endpoint(value: str) -> str:
+    if not value.startswith(("http://", "https://")):
+        raise ValueError(
+            "must begin with http:// or https://, such as http://127.0.0.1:4317 (https:// means TLS)"
+        )
+    return value
+
+
+ListenAddress = Annotated[str, AfterValidator(_address)]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+class Settings(BaseSettings):
+    """All settings with their defaults; everything listens on the loopback unless told otherwise."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        frozen=True,
+        extra="forbid",
+        env_ignore_empty=True,
+        validate_by_name=True,
+        validate_by_alias=True,
+        validate_default=False,
+    )
+
+    listen: ListenAddress = Field(
+        default="127.0.0.1:50051",
+        description="Where calls come in. Port 0 takes a free one.",
+    )
+    admin_listen: ListenAddress = Field(
+        default="127.0.0.1:50055",
+        description="Where AdminService listens. Keep it private: it has no access control.",
+    )
+    http_listen: ListenAddress = Field(
+        default="127.0.0.1:9464",
+        description="Where metrics and health are served over HTTP.",
+    )
+    upstream: Annotated[str, AfterValidator(_target)] = Field(
+        default="127.0.0.1:50052",
+        description="Where calls go when the policy names no upstreams.",
+    )
+    policy: str = Field(
+        default="default",
+        min_length=1,
+        description="A policy file, or the name of a preset.",
+    )
+    trace_file: Path | None = Field(
+        default=None,
+        description="Append spans to this file as lines of OTLP JSON. Unset writes none.",
+    )
+    otlp_endpoint: Annotated[str, AfterValidator(_endpoint)] | None = Field(
+        default=None,
+        validation_alias=AliasChoices(*OTLP_VARIABLES),
+        description="Send spans to this collector by OTLP/gRPC. Unset sends none.",
+    )
+    sample_ratio: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="Share of calls traced in full, unless the caller decided. A failure always gets a span.",
+    )
+    log_level: LogLevel = Field(
+        default="info",
+        description="The least severe log line that is written: debug, info, warning or error.",
+    )
+    shutdown_grace_s: float = Field(
+        default=30.0,
+        ge=0,
+        le=3600,
+        description="Seconds that calls in flight get to finish at shutdown.",
+    )
+    seed: int | None = Field(
+        default=None,
+        description="Seed of everything drawn (jitter, sampling), to repeat a run. Unset takes a new one.",
+    )
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """What a log line may show: an endpoint's credentials never."""
+        for name, value in super().__repr_args__():
+            yield name, without_credentials(value) if isinstance(value, str) else value
+
+
+def read_settings(flags: Mapping[str, Any]) -> Settings:
+    """The settings from the flags given (by field name), then the environment, then the defaults.
+
+    Raises `ConfigError` with every setting that is wrong.
+    """
+    try:
+        return Settings(**flags)
+    except ValidationError as error:
+        raise ConfigError(_problems(error, flags)) from error
+
+
+def variable(field_name: str) -> str:
+    """The environment variable of a setting."""
+    return f"{PREFIX}{field_name.upper()}"
+
+
+def flag(field_name: str) -> str:
+    """The flag of a setting."""
+    return f"--{field_name.removesuffix('_s').replace('_', '-')}"
+
+
+def _problems(error: ValidationError, flags: Mapping[str, Any]) -> Iterator[Problem]:
+    for detail in error.errors(include_url=False):
+        source = _source(str(detail["loc"][0]), flags)
+        yield Problem(source, "", f"got {shown(detail['input'])}", in_plain_words(detail["msg"]))
+
+
+def _source(name: str, flags: Mapping[str, Any]) -> str:
+    """The flag or variable a value came from; pydantic names the field, or the first of its variables."""
+    if name in flags:
+        return flag(name)
+    names = OTLP_VARIABLES if name in ("otlp_endpoint", *OTLP_VARIABLES) else (variable(name),)
+    return next((candidate for candidate in names if candidate in os.environ), names[0])

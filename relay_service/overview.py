@@ -1,0 +1,72 @@
+"""The running relay as others may look at it: health and figures, read from the parts that own them."""
+
+import time
+from collections.abc import Callable, Mapping
+
+from relay_service.control.sources import Health, QueueStatus, Stats, TelemetryStatus, UpstreamStatus
+from relay_service.relay import Relay
+from relay_service.telemetry.observer import Telemetry
+from relay_service.upstream import Upstream, UpstreamState
+
+
+class Overview:
+    """Implements the control plane's ``HealthSource`` and ``StatsSource``.
+
+    ``draining`` is set by the composition root as the first thing of a shutdown.
+    """
+
+    def __init__(
+        self, relay: Relay, upstreams: Mapping[str, Upstream], telemetry: Telemetry, now: Callable[[], float]
+    ) -> None:
+        self.draining = False
+        self._relay = relay
+        self._upstreams = upstreams
+        self._telemetry = telemetry
+        self._now = now
+        self._started_at = now()
+
+    def health(self) -> Health:
+        """Whether calls are taken, and which upstreams could be given one."""
+        ready = {name: upstream.state is UpstreamState.READY for name, upstream in self._upstreams.items()}
+        return Health(draining=self.draining, upstreams_ready=ready)
+
+    def stats(self) -> Stats:
+        """All figures now."""
+        now = self._now()
+        calls = self._telemetry.snapshot()
+        spans = self._telemetry.span_counts
+        return Stats(
+            observed_at_unix_s=time.time(),
+            uptime_s=now - self._started_at,
+            calls=calls.calls,
+            methods=calls.methods,
+            queue=self._queue(now),
+            upstreams=[self._upstream(name, upstream) for name, upstream in self._upstreams.items()],
+            telemetry=TelemetryStatus(spans.exported, spans.dropped),
+        )
+
+    def _queue(self, now: float) -> QueueStatus:
+        admission = self._relay.admission
+        limits = admission.policy
+        return QueueStatus(
+            length=admission.queued,
+            capacity=limits.queue_capacity,
+            workers_busy=admission.busy,
+            workers=limits.workers,
+            streams=admission.streams,
+            streams_max=limits.max_streams,
+            drain_per_s=admission.drain_per_second(now),
+        )
+
+    def _upstream(self, name: str, upstream: Upstream) -> UpstreamStatus:
+        return UpstreamStatus(
+            name=name,
+            target=upstream.target,
+            state=upstream.state.name,
+            connections=upstream.connections,
+            streams=upstream.streams,
+            connects=upstream.counters.connects,
+            disconnects=upstream.counters.disconnects,
+            last_error=upstream.counters.last_error,
+            retry_budget=self._relay.gates[name].state(),
+        )

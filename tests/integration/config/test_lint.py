@@ -1,0 +1,132 @@
+"""`relay lint` finds what is allowed and yet not meant."""
+
+from typing import Any
+
+import pytest
+
+from relay_service.config.document import read_document
+from relay_service.config.lint import Rule, findings, longest_backoffs_s
+from relay_service.core.policy import RetryPolicy
+
+TARGET = "127.0.0.1:50052"
+
+
+def retry(**changes: Any) -> dict[str, Any]:
+    return {
+        "maxAttempts": 4,
+        "initialBackoff": "0.1s",
+        "maxBackoff": "5s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    } | changes
+
+
+def everywhere(relay: dict[str, Any] | None = None, **config: Any) -> dict[str, Any]:
+    return {"methodConfig": [{"name": [{}]} | config], "relay": relay or {}}
+
+
+def method(**fields: Any) -> dict[str, Any]:
+    return {"methods": [{"name": [{}]} | fields]}
+
+
+ROUTED = {
+    "preset": "default",
+    "upstreams": {"a": {"target": "h:1"}, "b": {"target": "h:2"}},
+    "routes": [{"service": "a.B", "upstream": "a"}],
+}
+
+SUSPICIOUS = [
+    (everywhere(retryPolicy=retry(), timeout="20s"), "grpc-timeout", "methodConfig[0].timeout"),
+    (
+        everywhere(retryPolicy=retry(maxAttempts=6)),
+        "grpc-max-attempts",
+        "methodConfig[0].retryPolicy.maxAttempts",
+    ),
+    (
+        everywhere(retryPolicy=retry(retryableStatusCodes=[])),
+        "grpc-no-codes",
+        "methodConfig[0].retryPolicy.retryableStatusCodes",
+    ),
+    (
+        {"retryThrottling": {"maxTokens": 10, "tokenRatio": 0.0001}, "relay": {"preset": "default"}},
+        "grpc-token-ratio",
+        "retryThrottling.tokenRatio",
+    ),
+    (
+        everywhere(retryPolicy=retry(retryableStatusCodes=["NOT_FOUND"])),
+        "retries-definite-answer",
+        "methodConfig[0].retryPolicy.retryableStatusCodes",
+    ),
+    (
+        everywhere(retryPolicy=retry(retryableStatusCodes=["RESOURCE_EXHAUSTED"])),
+        "resource-exhausted",
+        "methodConfig[0].retryPolicy.retryableStatusCodes",
+    ),
+    (
+        everywhere(retryPolicy=retry(retryableStatusCodes=["INTERNAL"])),
+        "retries-executed-work",
+        "methodConfig[0]",
+    ),
+    ({}, "nothing-retried", "methodConfig"),
+    (everywhere(retryPolicy=retry(initialBackoff="5s")), "backoff-over-deadline", "methodConfig[0]"),
+    (everywhere(method(attemptTimeout="15s"), retryPolicy=retry()), "attempt-takes-all", "methodConfig[0]"),
+    (everywhere(method(attemptTimeout=None), retryPolicy=retry()), "attempt-takes-all", "methodConfig[0]"),
+    (everywhere(method(defaultTimeout="61s"), retryPolicy=retry()), "default-over-max", "methodConfig[0]"),
+    (everywhere(method(keyRequired=True), retryPolicy=retry()), "key-without-effect", "methodConfig[0]"),
+    (
+        everywhere(method(safety="KEYED") | {"off": ["retry"]}, retryPolicy=retry()),
+        "keyed-without-retry",
+        "methodConfig[0]",
+    ),
+    (
+        {"methodConfig": [{"name": [{"service": "a.B"}]}], "relay": {"preset": "default"}},
+        "retry-lost",
+        "methodConfig[0]",
+    ),
+    ({"relay": ROUTED}, "upstream-unused", "relay.upstreams.b"),
+    (
+        {
+            "relay": ROUTED
+            | {
+                "routes": [
+                    {"service": "a.B", "upstream": "a"},
+                    {"service": "c.D", "method": "E", "upstream": "b"},
+                ],
+                "methods": [
+                    {"name": [{"service": "a.B", "method": "X"}, {"service": "c.D"}]},
+                    {"name": [{"service": "c.D", "method": "F"}]},
+                ],
+            }
+        },
+        "method-unrouted",
+        "relay.methods[1]",
+    ),
+]
+
+
+@pytest.mark.parametrize(("content", "rule", "path"), SUSPICIOUS, ids=[rule for _, rule, _ in SUSPICIOUS])
+def test_a_suspicious_file_gets_exactly_the_finding_it_deserves(
+    policy_file, content: dict[str, Any], rule: str, path: str
+) -> None:
+    found = findings(read_document(str(policy_file(content))), TARGET)
+    assert [(finding.rule, finding.path) for finding in found] == [(rule, path)]
+
+
+def test_every_rule_has_a_file_that_breaks_it() -> None:
+    assert {rule for _, rule, _ in SUSPICIOUS} == set(Rule)
+
+
+def test_switching_retries_off_by_name_is_a_decision_and_no_finding(policy_file) -> None:
+    assert findings(read_document(str(policy_file({"relay": {"off": ["retry"]}}))), TARGET) == []
+
+
+def test_a_code_that_follows_the_effect_is_no_finding_where_a_repeat_is_harmless(policy_file) -> None:
+    content = everywhere(
+        method(safety="NO_SIDE_EFFECTS"), retryPolicy=retry(retryableStatusCodes=["INTERNAL"])
+    )
+    assert findings(read_document(str(policy_file(content))), TARGET) == []
+
+
+def test_the_longest_backoffs_are_summed_up_to_their_cap() -> None:
+    policy = RetryPolicy(max_attempts=5, initial_backoff_s=1, max_backoff_s=3, backoff_multiplier=2)
+    assert longest_backoffs_s(policy) == 1 + 2 + 3 + 3

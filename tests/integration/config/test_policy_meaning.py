@@ -1,0 +1,320 @@
+"""What a policy file comes to: presets, layers, longest match, switches."""
+
+from typing import Any
+
+import pytest
+
+from relay_service.config.document import preset_names, read_preset
+from relay_service.config.lint import findings
+from relay_service.config.loading import load_policy, policy_of
+from relay_service.config.problems import ConfigError
+from relay_service.config.settings import read_settings
+from relay_service.core.evidence import Safety
+from relay_service.core.policy import (
+    NO_RETRY,
+    WIDE_OPEN,
+    AdmissionPolicy,
+    Jitter,
+    MethodPolicy,
+    RelayPolicy,
+    RetryBudgetPolicy,
+    RetryPolicy,
+    RetryThrottling,
+    Route,
+    UpstreamPolicy,
+)
+from relay_service.core.status import Code
+
+TARGET = "127.0.0.1:50052"
+RETRY_TWICE = {
+    "maxAttempts": 2,
+    "initialBackoff": "0.2s",
+    "maxBackoff": "1s",
+    "backoffMultiplier": 3,
+    "retryableStatusCodes": ["unavailable", 10],
+}
+
+
+@pytest.fixture
+def loaded(policy_file):
+    def load(content: Any) -> RelayPolicy:
+        return load_policy(str(policy_file(content)), TARGET)
+
+    return load
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_loads_and_lints_clean(name: str) -> None:
+    assert load_policy(name, TARGET).name == name
+    assert findings(read_preset(name), TARGET) == []
+
+
+def test_the_presets_are_these() -> None:
+    assert preset_names() == ["default", "passthrough", "payments-demo", "simple", "textbook"]
+
+
+def test_preset_default_retries_within_a_fifth_of_the_traffic() -> None:
+    policy = load_policy("default", TARGET)
+    assert policy.method_policy("a.B/C") == MethodPolicy(retry=RetryPolicy())
+    assert policy.budget == RetryBudgetPolicy(ratio=0.2, burst=10, floor_per_s=0)
+    assert policy.admission == AdmissionPolicy()
+    assert policy.upstreams == {"upstream": UpstreamPolicy(TARGET)}
+    assert policy.route("any.Service/Method") == "upstream"
+
+
+def test_preset_textbook_has_four_attempts_full_jitter_and_nothing_that_bends_theory() -> None:
+    policy = load_policy("textbook", TARGET)
+    retry = policy.method_policy("a.B/C").retry
+    assert (retry.max_attempts, retry.jitter, retry.retryable_codes) == (4, Jitter.FULL, {Code.UNAVAILABLE})
+    assert policy.budget is None
+    assert policy.throttling is None
+    assert policy.admission.workers >= 1000
+    assert policy.admission.queue_capacity >= 10_000
+
+
+def test_preset_simple_has_a_queue_of_100_five_workers_and_attempts_of_5_s() -> None:
+    policy = load_policy("simple", TARGET)
+    assert (policy.admission.queue_capacity, policy.admission.workers) == (100, 5)
+    assert policy.method_policy("a.B/C").attempt_timeout_s == 5
+
+
+def test_preset_passthrough_switches_everything_off() -> None:
+    policy = load_policy("passthrough", TARGET)
+    method = policy.method_policy("a.B/C")
+    assert method.retry == NO_RETRY
+    assert (method.default_timeout_s, method.max_timeout_s, method.attempt_timeout_s) == (None, None, None)
+    assert (policy.budget, policy.throttling, policy.admission) == (None, None, WIDE_OPEN)
+
+
+def test_preset_payments_demo_knows_which_payments_may_be_repeated() -> None:
+    policy = load_policy("payments-demo", TARGET)
+
+    def safety(method: str) -> Safety | None:
+        return policy.method_policy(f"downstream.v1.PaymentService/{method}").safety
+
+    assert safety("Charge") is Safety.KEYED
+    assert safety("ListCharges") is safety("WatchCharges") is Safety.NO_SIDE_EFFECTS
+    assert safety("ChargeBatch") is safety("UploadCharges") is safety("Authorize") is Safety.NONE
+    assert policy.method_policy("downstream.v1.PaymentService/WatchCharges").default_timeout_s is None
+    assert policy.method_policy("downstream.v1.FaultService/SetFaults").safety is None
+    assert policy.method_policy("downstream.v1.PaymentService/Charge").retry.max_attempts == 4
+
+
+def test_the_payments_preset_names_every_method_of_the_service() -> None:
+    from protos.downstream.v1 import payment_pb2
+
+    service = payment_pb2.DESCRIPTOR.services_by_name["PaymentService"]
+    named = load_policy("payments-demo", TARGET).methods
+    assert {f"{service.full_name}/{method.name}" for method in service.methods} == {*named} - {""}
+
+
+def test_an_empty_file_retries_nothing_as_in_grpc_and_keeps_the_other_defaults(loaded) -> None:
+    policy = loaded({})
+    assert policy.name == "policy"
+    assert policy.methods == {"": MethodPolicy(retry=NO_RETRY)}
+    assert policy.admission == AdmissionPolicy()
+    assert policy.budget == RetryBudgetPolicy()
+
+
+def test_a_retry_policy_is_taken_over_word_for_word(loaded) -> None:
+    policy = loaded({"methodConfig": [{"name": [{}], "retryPolicy": RETRY_TWICE}]})
+    assert policy.method_policy("a.B/C").retry == RetryPolicy(
+        max_attempts=2,
+        initial_backoff_s=0.2,
+        max_backoff_s=1.0,
+        backoff_multiplier=3.0,
+        jitter=Jitter.FULL,
+        retryable_codes=frozenset({Code.UNAVAILABLE, Code.ABORTED}),
+    )
+
+
+def test_the_longest_match_counts_whole_in_method_config_and_adds_up_in_the_relay_block(loaded) -> None:
+    policy = loaded(
+        {
+            "methodConfig": [
+                {"name": [{}], "retryPolicy": RETRY_TWICE},
+                {"name": [{"service": "a.B"}], "timeout": "3s"},
+            ],
+            "relay": {
+                "methods": [
+                    {"name": [{}], "attemptTimeout": "1s", "jitter": "equal"},
+                    {"name": [{"service": "a.B", "method": "C"}, {"service": "z.Z"}], "safety": "IDEMPOTENT"},
+                ]
+            },
+        }
+    )
+    exact, service, other, default = (policy.method_policy(m) for m in ("a.B/C", "a.B/D", "z.Z/M", "x.Y/M"))
+    assert exact.retry == service.retry == NO_RETRY
+    assert other.retry.max_attempts == default.retry.max_attempts == 2
+    assert other.retry.jitter is Jitter.EQUAL
+    assert {exact.attempt_timeout_s, service.attempt_timeout_s, other.attempt_timeout_s} == {1.0}
+    assert (exact.safety, service.safety, other.safety) == (Safety.IDEMPOTENT, None, Safety.IDEMPOTENT)
+    assert exact.default_timeout_s == service.default_timeout_s == 3.0
+    assert default.default_timeout_s == 15.0
+
+
+@pytest.mark.parametrize(
+    ("timeout", "words", "default_s", "max_s"),
+    [
+        ("2s", {}, 2.0, 2.0),
+        ("90s", {}, 60.0, 60.0),
+        ("90s", {"maxTimeout": None}, 90.0, 90.0),
+        ("2s", {"defaultTimeout": "1s", "maxTimeout": "30s"}, 2.0, 2.0),
+        (None, {"defaultTimeout": "1s", "maxTimeout": "30s"}, 1.0, 30.0),
+        (None, {"defaultTimeout": None}, None, 60.0),
+    ],
+)
+def test_a_grpc_timeout_is_default_and_cap_and_the_relays_own_words_tell_them_apart(
+    loaded, timeout: str | None, words: dict[str, Any], default_s: float | None, max_s: float | None
+) -> None:
+    policy = loaded(
+        {
+            "methodConfig": [{"name": [{}], **({"timeout": timeout} if timeout else {})}],
+            "relay": {"methods": [{"name": [{}], **words}]},
+        }
+    )
+    method = policy.method_policy("a.B/C")
+    assert (method.default_timeout_s, method.max_timeout_s) == (default_s, max_s)
+
+
+def test_a_file_overrides_its_preset_field_by_field(loaded) -> None:
+    policy = loaded(
+        {
+            "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.5},
+            "relay": {
+                "preset": "simple",
+                "name": "mine",
+                "admission": {"workers": 7},
+                "maxHops": 9,
+                "methods": [{"name": [{}], "maxMessageBytes": 100}],
+            },
+        }
+    )
+    assert policy.name == "mine"
+    assert policy.admission == AdmissionPolicy(queue_capacity=100, workers=7, max_streams=100)
+    assert policy.max_hops == 9
+    assert policy.throttling == RetryThrottling(10, 0.5)
+    assert policy.budget is None, "the preset's switches stay"
+    method = policy.method_policy("a.B/C")
+    assert (method.max_message_bytes, method.attempt_timeout_s, method.retry.max_attempts) == (100, 5.0, 4)
+
+
+def test_a_file_may_switch_on_again_what_its_preset_switched_off(loaded) -> None:
+    assert loaded({"relay": {"preset": "textbook", "off": []}}).budget == RetryBudgetPolicy()
+
+
+SWITCHES = {
+    "retry": lambda policy: policy.method_policy("a.B/C").retry.max_attempts == 1,
+    "retryBudget": lambda policy: policy.budget is None,
+    "retryThrottling": lambda policy: policy.throttling is None,
+    "admission": lambda policy: policy.admission == WIDE_OPEN,
+    "attemptTimeout": lambda policy: policy.method_policy("a.B/C").attempt_timeout_s is None,
+    "deadlines": lambda policy: policy.method_policy("a.B/C").max_timeout_s is None,
+}
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_each_pattern_is_switched_off_alone(loaded, switch: str) -> None:
+    throttling = {"maxTokens": 10, "tokenRatio": 0.5}
+    policy = loaded({"retryThrottling": throttling, "relay": {"preset": "default", "off": [switch]}})
+    assert [name for name, is_off in SWITCHES.items() if is_off(policy)] == [switch]
+
+
+def test_the_schema_knows_exactly_these_switches() -> None:
+    from typing import get_args
+
+    from relay_service.config.schema import Switch
+
+    assert set(get_args(Switch)) == set(SWITCHES)
+
+
+def test_routes_and_upstreams_are_taken_over(loaded) -> None:
+    policy = loaded(
+        {
+            "relay": {
+                "upstreams": {
+                    "a": {"target": "h:1", "connections": 3, "silence": "2s"},
+                    "b": {"target": "unix:/run/b"},
+                },
+                "routes": [
+                    {"service": "p.S", "method": "M", "upstream": "b"},
+                    {"service": "p.S", "upstream": "a"},
+                ],
+            }
+        }
+    )
+    assert policy.upstreams["a"] == UpstreamPolicy("h:1", connections=3, silence_s=2.0)
+    assert [policy.route(m) for m in ("p.S/M", "p.S/N", "p.T/M")] == ["b", "a", None]
+
+
+def test_an_upstream_set_beside_a_policy_that_names_its_own_is_refused(policy_file) -> None:
+    file = policy_file({"relay": {"upstreams": {"a": {"target": "h:1"}}}})
+    with pytest.raises(ConfigError, match="names its own upstreams"):
+        policy_of(read_settings({"policy": str(file), "upstream": "h:2"}))
+    assert policy_of(read_settings({"policy": str(file)})).upstreams["a"].target == "h:1"
+    assert policy_of(read_settings({"upstream": "h:2"})).upstreams["upstream"].target == "h:2"
+
+
+class TestLookUp:
+    """The values by themselves, as Python code may make them."""
+
+    def test_the_method_goes_before_its_service_and_the_service_before_the_default(self) -> None:
+        exact, service, default = (MethodPolicy(max_message_bytes=n) for n in (1, 2, 3))
+        policy = RelayPolicy("p", {"u": UpstreamPolicy("h:1")}, {"a.B/C": exact, "a.B": service, "": default})
+        assert [policy.method_policy(m) for m in ("a.B/C", "a.B/D", "a.Bx/C", "", "a.B")] == [
+            exact,
+            service,
+            default,
+            default,
+            service,
+        ]
+
+    def test_without_a_default_the_built_in_one_holds(self) -> None:
+        assert RelayPolicy("p", {"u": UpstreamPolicy("h:1")}).method_policy("x/y") == MethodPolicy()
+
+    def test_routes_match_likewise_and_nothing_matches_without_a_catch_all(self) -> None:
+        upstreams = {name: UpstreamPolicy("h:1") for name in ("exact", "service", "all")}
+        routes = (Route("a.B", "C", "exact"), Route("a.B", None, "service"))
+        methods = ("a.B/C", "a.B/D", "a.C/C", "nonsense")
+        without = RelayPolicy("p", upstreams, routes=routes)
+        assert [without.route(m) for m in methods] == ["exact", "service", None, None]
+        caught = RelayPolicy("p", upstreams, routes=(*routes, Route("", None, "all")))
+        assert [caught.route(m) for m in methods] == ["exact", "service", "all", "all"]
+
+    def test_a_policy_cannot_be_changed_through_what_it_was_made_from(self) -> None:
+        methods = {"a.B/C": MethodPolicy()}
+        policy = RelayPolicy("p", {"u": UpstreamPolicy("h:1")}, methods)
+        methods["a.B/C"] = MethodPolicy(key_required=True)
+        assert not policy.method_policy("a.B/C").key_required
+
+    @pytest.mark.parametrize(
+        ("make", "field"),
+        [
+            (lambda: RetryPolicy(max_attempts=0), "max_attempts"),
+            (lambda: RetryPolicy(initial_backoff_s=0), "initial_backoff_s"),
+            (lambda: RetryPolicy(max_backoff_s=0.01), "max_backoff_s"),
+            (lambda: RetryPolicy(backoff_multiplier=float("inf")), "backoff_multiplier"),
+            (lambda: RetryPolicy(retryable_codes=frozenset({Code.OK})), "retryable_codes"),
+            (lambda: RetryBudgetPolicy(ratio=-1), "ratio"),
+            (lambda: RetryBudgetPolicy(burst=0), "burst"),
+            (lambda: RetryThrottling(0, 1), "max_tokens"),
+            (lambda: RetryThrottling(1, 0), "token_ratio"),
+            (lambda: MethodPolicy(attempt_timeout_s=0), "attempt_timeout_s"),
+            (lambda: MethodPolicy(default_timeout_s=float("nan")), "default_timeout_s"),
+            (lambda: MethodPolicy(max_message_bytes=0), "max_message_bytes"),
+            (lambda: AdmissionPolicy(workers=0), "workers"),
+            (lambda: UpstreamPolicy(""), "target"),
+            (lambda: UpstreamPolicy("h:1", reconnect_backoff_max_s=0.01), "reconnect_backoff_max_s"),
+            (lambda: Route("", "M", "u"), "service"),
+            (lambda: RelayPolicy("p", {}), "upstreams"),
+            (lambda: RelayPolicy("p", {n: UpstreamPolicy("h:1") for n in "ab"}), "routes"),
+            (lambda: RelayPolicy("p", {"u": UpstreamPolicy("h:1")}, routes=(Route("", None, "v"),)), "'v'"),
+            (
+                lambda: RelayPolicy("p", {"u": UpstreamPolicy("h:1")}, routes=(Route("", None, "u"),) * 2),
+                "twice",
+            ),
+        ],
+    )
+    def test_a_value_that_could_not_mean_anything_is_refused_by_its_name(self, make, field: str) -> None:
+        with pytest.raises(ValueError, match=field):
+            make()
