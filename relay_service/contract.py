@@ -28,6 +28,9 @@ PUSHBACK = b"grpc-retry-pushback-ms"
 DETAILS = b"grpc-status-details-bin"
 PREVIOUS_ATTEMPTS = b"grpc-previous-rpc-attempts"
 
+REPLACED = frozenset({HOPS, IDEMPOTENCY_KEY, b"traceparent", b"tracestate", b"baggage"})
+"""Request metadata that is not passed on as it came: every attempt gets its own instead."""
+
 KEY_LENGTH_MAX = 255
 
 _QUOTA_REASONS = frozenset({Reason.QUEUE_FULL, Reason.STREAM_LIMIT})
@@ -110,19 +113,13 @@ def trailers_of(verdict: Verdict, method: str, upstream_trailers: Headers) -> He
         return (*upstream_trailers, *_EXECUTED_AT_ONCE) if upstream_trailers else _EXECUTED_AT_ONCE
     ours = [
         (b"relay-attempts", str(verdict.attempts).encode()),
-        (b"relay-decision", _decision(verdict).encode()),
+        (b"relay-decision", verdict.decision.encode()),
         (b"relay-origin", verdict.origin.value.encode()),
         (b"relay-outcome", verdict.outcome.encode()),
     ]
     if verdict.origin is Origin.UPSTREAM:
         return (*upstream_trailers, *ours)
     return (*ours, *_relay_details(verdict, method))
-
-
-def _decision(verdict: Verdict) -> str:
-    if verdict.reason is not None:
-        return verdict.reason.name
-    return "RETRIED" if verdict.attempts > 1 else "FORWARDED"
 
 
 def _relay_details(verdict: Verdict, method: str) -> Iterable[tuple[bytes, bytes]]:

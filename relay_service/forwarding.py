@@ -172,8 +172,8 @@ class ForwardedCall:
                     self._finish(verdict, now)
                 case WaitBackoff(until):
                     self._backoff_timer = self._host.timers.call_at(until, type(self).backoff_elapsed, self)
-                case CancelAttempt():
-                    self._give_attempt_up(Code.CANCELLED, "given up")
+                case CancelAttempt(code):
+                    self._give_attempt_up(code, "given up")
 
     def _start_attempt(self, number: int, timeout_s: float | None, now: float) -> None:
         plan = self._plan

@@ -19,7 +19,7 @@ from relay_service.core.reason import Reason
 from relay_service.core.status import Code
 from relay_service.core.verdict import Fate, Origin, Verdict
 from relay_service.forwarding import ForwardedCall, Plan, StreamCall, UnaryCall
-from relay_service.methods import MethodCatalog
+from relay_service.methods import MethodCatalog, MethodFacts
 from relay_service.ports import (
     CallHead,
     CallObserver,
@@ -135,7 +135,8 @@ class Relay:
     ) -> IncomingCall:
         """Pass a call to the relay's own services on as it is: not limited, not counted as in flight."""
         deadline = now + head.timeout_s if head.timeout_s is not None else None
-        plan = Plan(head.method, head.metadata, upstream, OWN_SERVICE_POLICY, deadline, limited=False)
+        metadata = [field for field in head.metadata if field[0] not in contract.REPLACED]
+        plan = Plan(head.method, metadata, upstream, OWN_SERVICE_POLICY, deadline, limited=False)
         machine = Call(
             NO_RETRY,
             safety=Safety.NONE,
@@ -158,12 +159,12 @@ class Relay:
         policy = self._policy.method_policy(head.method)
         facts = self._catalog.facts(upstream, head.method)
         safety = policy.safety or (facts.safety if facts else None) or Safety.NONE
-        # A key belongs to one request, so a method declared KEYED is unary even while nothing else is known.
-        unary = facts.unary if facts else safety is Safety.KEYED
+        unary = _is_unary(policy, facts, safety)
         hops = contract.hops(head.metadata)
         if hops >= self._policy.max_hops:
             raise Refusal(Reason.HOP_LIMIT)
-        key = _key(head, policy, streaming=facts is not None and not unary)
+        known = facts is not None or policy.unary is not None
+        key = _key(head, policy, streaming=known and not unary)
         deadline = _deadline(head, policy, now, unary=unary)
         plan = Plan(head.method, _outgoing(head, key, hops), self._upstreams[upstream], policy, deadline)
         machine = Call(
@@ -236,6 +237,13 @@ def _refused(reason: Reason, message: str, pushback_s: float | None = None) -> V
     return Verdict(code, message, Origin.RELAY, Fate.REFUSED, reason, pushback_s=pushback_s)
 
 
+def _is_unary(policy: MethodPolicy, facts: MethodFacts | None, safety: Safety) -> bool:
+    """What the policy says, else the descriptor; a key belongs to one request, so KEYED implies unary."""
+    if policy.unary is not None:
+        return policy.unary
+    return facts.unary if facts else safety is Safety.KEYED
+
+
 def _single_attempt(retry: RetryPolicy) -> RetryPolicy:
     """The same judgement of codes without a second attempt: a relay before this one retries already."""
     return replace(retry, max_attempts=1)
@@ -272,12 +280,12 @@ def _key(head: CallHead, policy: MethodPolicy, *, streaming: bool) -> bytes | No
 
 
 def _outgoing(head: CallHead, key: bytes | None, hops: int) -> Headers:
-    """The caller's metadata with our hop count and, in place of its key, the derived one."""
-    hop_count = (contract.HOPS, b"%d" % (hops + 1))
-    if key is None and hops == 0:
-        return (*head.metadata, hop_count)
-    kept = [field for field in head.metadata if field[0] not in (contract.HOPS, contract.IDEMPOTENCY_KEY)]
+    """The caller's metadata with our hop count and, in place of its key, the derived one.
+
+    The trace context is left out too: each attempt is given its own by the observer.
+    """
+    outgoing = [field for field in head.metadata if field[0] not in contract.REPLACED]
     if key is not None:
-        kept.append((contract.IDEMPOTENCY_KEY, key))
-    kept.append(hop_count)
-    return kept
+        outgoing.append((contract.IDEMPOTENCY_KEY, key))
+    outgoing.append((contract.HOPS, b"%d" % (hops + 1)))
+    return outgoing

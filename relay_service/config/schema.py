@@ -131,6 +131,7 @@ class MethodBlock(Block):
 
     name: Names
     safety: Literal["NO_SIDE_EFFECTS", "IDEMPOTENT", "KEYED", "NONE"] | None = None
+    unary: bool | None = None
     key_required: bool = _METHOD.key_required
     default_timeout_s: PositiveDuration | None = _METHOD.default_timeout_s
     max_timeout_s: PositiveDuration | None = _METHOD.max_timeout_s

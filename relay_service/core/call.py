@@ -82,7 +82,9 @@ class StartAttempt:
 
 @dataclass(frozen=True, slots=True)
 class CancelAttempt:
-    """Give the attempt under way up and report `AttemptDone` with what the transport knows of it."""
+    """Give the attempt under way up and report `AttemptDone` with ``code`` and what the transport knows."""
+
+    code: Code
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +189,8 @@ class Call:
                 return self._give_up(Reason.RETRIES_EXHAUSTED)
             case ((DeadlinePassed() | Cancelled() | Aborted()), State.ATTEMPTING):
                 self._pending = event
-                return (CancelAttempt(),)
+                late = isinstance(event, DeadlinePassed)
+                return (CancelAttempt(Code.DEADLINE_EXCEEDED if late else Code.CANCELLED),)
             case ((DeadlinePassed() | Cancelled() | Aborted()), _):
                 return self._stop(event)
             case _:

@@ -115,6 +115,9 @@ class MethodPolicy:
 
     safety: Safety | None = None
     """None takes the proto's ``idempotency_level`` when the upstream's reflection tells it, else NONE."""
+    unary: bool | None = None
+    """One message each way. None takes what the upstream's reflection tells; a method of which nothing is
+    known is carried as a stream, unless it is KEYED."""
     key_required: bool = False
     """Refuse a call without an idempotency key."""
     default_timeout_s: float | None = 15.0

@@ -53,3 +53,10 @@ class Verdict:
                 return "unknown"
             case Evidence.DEFINITE:
                 return "executed" if self.code is Code.OK else "not-executed"
+
+    @property
+    def decision(self) -> str:
+        """What the relay did: the name of its reason, else ``RETRIED`` or ``FORWARDED``."""
+        if self.reason is not None:
+            return self.reason.name
+        return "RETRIED" if self.attempts > 1 else "FORWARDED"

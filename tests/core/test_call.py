@@ -198,7 +198,7 @@ def test_an_attempt_gets_its_limit_or_what_is_left_of_the_deadline() -> None:
 def test_the_deadline_gives_the_attempt_up_before_the_verdict() -> None:
     call = make_call()
     call.handle(Begin(), 0.0)
-    assert call.handle(DeadlinePassed(), 100.0) == (CancelAttempt(),)
+    assert call.handle(DeadlinePassed(), 100.0) == (CancelAttempt(Code.DEADLINE_EXCEEDED),)
     (finish,) = call.handle(AttemptDone(Delivery.UNANSWERED, Code.CANCELLED, ""), 100.0)
     assert isinstance(finish, Finish)
     assert (finish.verdict.code, finish.verdict.reason) == (Code.DEADLINE_EXCEEDED, Reason.OUTCOME_UNKNOWN)

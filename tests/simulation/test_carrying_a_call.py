@@ -207,6 +207,17 @@ def test_the_upstream_gets_a_derived_key_that_is_stable_and_apart_for_each_metho
     assert len({first, sent_key("t.S/Unary", b"k2"), sent_key("t.T/Unary", b"k1"), b"k1"}) == 4
 
 
+def test_a_callers_trace_context_is_replaced_and_not_doubled() -> None:
+    bench = Bench()
+    theirs = [(b"traceparent", b"00-theirs"), (b"tracestate", b"a=b"), (b"baggage", b"c=d"), (b"kept", b"1")]
+    call, _ = bench.call(metadata=theirs)
+    call.on_request_data(framed(b"x"), end=True)
+    sent = [name for name, _ in bench.upstream.last.metadata]
+    assert sent.count(b"traceparent") == 1
+    assert dict(bench.upstream.last.metadata)[b"traceparent"] != b"00-theirs"
+    assert b"kept" in sent
+
+
 def test_hops_are_counted_and_a_relay_behind_a_relay_makes_one_attempt() -> None:
     bench = Bench()
     call, reply = bench.call(metadata=[(b"relay-attempt", b"1")])
@@ -553,3 +564,18 @@ def test_every_reason_has_words_and_a_code_or_the_attempts_own() -> None:
     for reason in Reason:
         assert reason.meaning
         assert reason.code is None or reason.code is not Code.OK
+
+
+@pytest.mark.parametrize(("declared", "carried_whole"), [(True, True), (False, False), (None, False)])
+def test_a_method_of_which_nothing_is_known_is_a_stream_unless_the_policy_says_otherwise(
+    declared: bool | None, carried_whole: bool
+) -> None:
+    bench = Bench(MethodPolicy(unary=declared))
+    bench.relay._catalog = KnowsNothing()
+    bench.call()
+    assert (not bench.upstream.attempts) is carried_whole, "a unary call waits for its whole request"
+
+
+class KnowsNothing:
+    def facts(self, upstream: str, method: str) -> None:
+        return None

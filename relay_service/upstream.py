@@ -1,0 +1,346 @@
+"""A service the relay forwards to: its connections, and the attempts that wait for one.
+
+A few connections are kept open from the start. Each attempt takes the least loaded of those that may take
+one; while none can, it waits in a bounded line, and while the upstream is known to be away it fails at
+once. Lost connections are replaced at once if they had worked, else after a backoff with jitter.
+
+State: the connections by what may be opened on them, the dials under way, the backoff, the waiting
+attempts. One function, `Upstream._reconcile`, compares it with what is wanted and acts.
+"""
+
+import asyncio
+import logging
+import random
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+
+from relay_service.core.evidence import Delivery
+from relay_service.ports import Attempt, AttemptSink, Headers, TimerHandle, Timers
+from relay_service.wire.client import ClientConnection, ClientState, ClientStream
+from relay_service.wire.connection import ConnectionSettings
+from relay_service.wire.dial import Target, dial
+from relay_service.wire.heads import RequestTemplate
+from relay_service.wire.liveness import LivenessSettings
+
+logger = logging.getLogger(__name__)
+
+CLOSE_TIMEOUT_S = 1.0
+"""From dropping the last connections to hearing of their end."""
+
+
+class UpstreamState(Enum):
+    """What a new attempt would meet."""
+
+    CONNECTING = "connecting"
+    """It would wait."""
+    READY = "ready"
+    BACKING_OFF = "backing_off"
+    """It would fail at once."""
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpstreamSettings:
+    """Bounds of one upstream. The defaults recover from an outage within a second of its end."""
+
+    connection: ConnectionSettings = field(default_factory=ConnectionSettings)
+    liveness: LivenessSettings = field(default_factory=LivenessSettings)
+    connections: int = 2
+    connections_spare: int = 2
+    """Further ones while some are silent or leaving."""
+    waiting_max: int = 1_000
+    """Attempts that wait for a connection, or for the upstream to allow another stream."""
+    connect_timeout_s: float = 1.0
+    backoff_initial_s: float = 0.1
+    backoff_max_s: float = 0.5
+    backoff_jitter: float = 0.2
+    """Share of the backoff by which it is drawn shorter or longer."""
+    proven_after_s: float = 1.0
+    """A connection that lived so long is replaced without backoff when it is lost."""
+
+
+@dataclass(slots=True)
+class UpstreamCounters:
+    """What this upstream's connections have seen, since the start."""
+
+    connects: int = 0
+    connect_failures: int = 0
+    disconnects: int = 0
+    """Connections lost, whoever ended them."""
+    attempts: int = 0
+    attempts_unsent: int = 0
+    """Failed at once: away, or the line was full."""
+    last_error: str = ""
+
+
+class Upstream:
+    """Implements `relay_service.ports.UpstreamPort` over HTTP/2 connections to ``target``.
+
+    ``target`` is ``host:port`` or ``unix:path``. `open` begins to connect and does not wait; `close` ends.
+    ``rng`` draws the jitter. ``tls`` must offer ALPN ``h2``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        target: str,
+        timers: Timers,
+        settings: UpstreamSettings | None = None,
+        *,
+        rng: random.Random,
+        tls: ssl.SSLContext | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = name
+        self.target = target
+        self.counters = UpstreamCounters()
+        self._target = Target.parse(target)
+        self._timers = timers
+        self._settings = settings or UpstreamSettings()
+        self._rng = rng
+        self._tls = tls
+        self._clock = clock
+        self._template = RequestTemplate("https" if tls else "http", self._target.authority)
+        self._live: dict[ClientConnection, float] = {}
+        """All connections that had their handshake and are not lost, with the time of it."""
+        self._usable: list[ClientConnection] = []
+        """Those of them that are READY."""
+        self._some_usable = asyncio.Event()
+        self._dials: set[asyncio.Task[None]] = set()
+        self._dialled = 0
+        self._backoff_s = self._settings.backoff_initial_s
+        self._backoff_timer: TimerHandle | None = None
+        self._waiting: dict[ClientStream, None] = {}
+        self._closed = False
+
+    # -- UpstreamPort ------------------------------------------------------------------------------------
+
+    def start(self, method: str, metadata: Headers, timeout_s: float | None, sink: AttemptSink) -> Attempt:
+        """Begin an attempt: its headers leave at once when a connection is ready, else as soon as one is."""
+        self.counters.attempts += 1
+        deadline = None if timeout_s is None else self._clock() + timeout_s
+        stream = ClientStream(self, method, metadata, deadline, sink)
+        connection = self._choose()
+        if connection is not None and connection.open_stream(stream):
+            return stream
+        state = self.state
+        if state in (UpstreamState.CONNECTING, UpstreamState.READY):
+            if len(self._waiting) < self._settings.waiting_max:
+                self._waiting[stream] = None
+                return stream
+            reason = f"{len(self._waiting)} attempts wait for upstream {self.name} already"
+        else:
+            reason = self._why_away(state)
+        self.counters.attempts_unsent += 1
+        asyncio.get_running_loop().call_soon(stream.on_lost, Delivery.NOT_SENT, reason)
+        return stream
+
+    @property
+    def state(self) -> UpstreamState:
+        """What a new attempt would meet."""
+        if self._closed:
+            return UpstreamState.CLOSED
+        if self._usable or any(connection.state is ClientState.RESTING for connection in self._live):
+            return UpstreamState.READY
+        if self._dials:
+            return UpstreamState.CONNECTING
+        return UpstreamState.BACKING_OFF
+
+    @property
+    def connections(self) -> int:
+        """Connections that may take attempts now."""
+        return len(self._usable)
+
+    @property
+    def streams(self) -> int:
+        """Attempts under way on all connections."""
+        return sum(len(connection.streams) for connection in self._live)
+
+    # -- life --------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Begin to connect. Needs a running loop; does not wait and does not fail."""
+        self._settle()
+
+    async def wait_ready(self, timeout_s: float) -> bool:
+        """Whether a connection was there within ``timeout_s``."""
+        try:
+            await asyncio.wait_for(self._some_usable.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+    async def close(self, grace_s: float) -> None:
+        """Start nothing more; let streams end for ``grace_s``, then drop them (UNANSWERED)."""
+        self._closed = True
+        if self._backoff_timer is not None:
+            self._backoff_timer.cancel()
+            self._backoff_timer = None
+        for task in self._dials:
+            task.cancel()
+        if self._dials:
+            await asyncio.wait(self._dials, timeout=CLOSE_TIMEOUT_S)
+        self._fail_waiting(f"upstream {self.name} is closed")
+        for connection in list(self._live):
+            connection.retire()
+        if not await self._all_ended(grace_s):
+            for connection in list(self._live):
+                connection.abort("the drain's time is over")
+            await self._all_ended(CLOSE_TIMEOUT_S)
+
+    async def _all_ended(self, timeout_s: float) -> bool:
+        ends = [connection.ended for connection in self._live]
+        if ends:
+            await asyncio.wait(ends, timeout=timeout_s)
+        return not self._live
+
+    # -- choosing ----------------------------------------------------------------------------------------
+
+    def _choose(self) -> ClientConnection | None:
+        """The least loaded connection with room. When all rest, the one heard of last: better than none."""
+        best: ClientConnection | None = None
+        load = 0
+        for connection in self._usable:
+            streams = len(connection.streams)
+            if (best is None or streams < load) and streams < connection.streams_max:
+                best, load = connection, streams
+        if best is None and not self._usable and not self._dials and not self._closed:
+            resting = [c for c in self._live if c.state is ClientState.RESTING and c.has_room]
+            best = max(resting, key=lambda connection: connection.heard_at, default=None)
+        return best
+
+    def _serve_waiting(self) -> None:
+        waiting = self._waiting
+        while waiting:
+            connection = self._choose()
+            if connection is None:
+                return
+            stream = next(iter(waiting))
+            if connection.open_stream(stream):
+                del waiting[stream]
+
+    def _fail_waiting(self, reason: str) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for stream in waiting:
+            self.counters.attempts_unsent += 1
+            stream.on_lost(Delivery.NOT_SENT, reason)
+
+    def _why_away(self, state: UpstreamState) -> str:
+        if state is UpstreamState.CLOSED:
+            return f"upstream {self.name} is closed"
+        return f"upstream {self.name} is away: {self.counters.last_error or 'not connected'}"
+
+    def leave(self, stream: ClientStream) -> None:
+        """The attempt was cancelled while it waited."""
+        self._waiting.pop(stream, None)
+
+    # -- connections -------------------------------------------------------------------------------------
+
+    def on_state(self, connection: ClientConnection) -> None:
+        """A connection may be used, or may not be used any more."""
+        if connection.state is ClientState.LOST:
+            self._on_lost(connection)
+        self._settle()
+
+    def _settle(self) -> None:
+        """After any change: bring connections and waiting attempts in line with what there is."""
+        self._usable = [c for c in self._live if c.state is ClientState.READY]
+        if self._usable:
+            self._some_usable.set()
+        else:
+            self._some_usable.clear()
+        self._reconcile()
+        if self._waiting:
+            self._serve_waiting()
+        if self._waiting and self.state is UpstreamState.BACKING_OFF:
+            self._fail_waiting(self._why_away(UpstreamState.BACKING_OFF))
+
+    def on_slot_free(self, connection: ClientConnection) -> None:  # noqa: ARG002 - any connection may serve
+        """A stream ended, or the peer allows more of them."""
+        if self._waiting:
+            self._serve_waiting()
+
+    def _on_lost(self, connection: ClientConnection) -> None:
+        ready_at = self._live.pop(connection, None)
+        if ready_at is None:  # lost in its handshake; the dial tells
+            return
+        self.counters.disconnects += 1
+        self.counters.last_error = connection.lost_reason
+        if self._clock() - ready_at >= self._settings.proven_after_s:
+            self._backoff_s = self._settings.backoff_initial_s
+        elif not self._closed:
+            self._back_off()
+
+    def _reconcile(self) -> None:
+        """Dial what is missing; retire what is too much."""
+        if self._closed:
+            return
+        settings = self._settings
+        if self._backoff_timer is None:
+            missing = settings.connections - len(self._usable) - len(self._dials)
+            room = settings.connections + settings.connections_spare - len(self._live) - len(self._dials)
+            for _ in range(min(missing, room)):
+                task = asyncio.get_running_loop().create_task(self._dial(), name=f"dial {self.name}")
+                self._dials.add(task)
+                task.add_done_callback(self._dials.discard)
+        if len(self._usable) > settings.connections:
+            min(self._usable, key=lambda connection: len(connection.streams)).retire()
+
+    async def _dial(self) -> None:
+        self._dialled += 1
+        settings = self._settings
+        try:
+            connection = await dial(
+                self._target, self._make_connection, settings.connect_timeout_s, self._tls, turn=self._dialled
+            )
+        except OSError as error:
+            self._on_dial_failed(error)
+            return
+        self._dials.discard(_current_task())
+        if connection.state is ClientState.LOST:  # between its handshake and now
+            self._on_dial_failed(ConnectionError(connection.lost_reason))
+            return
+        self.counters.connects += 1
+        self._live[connection] = self._clock()
+        self._settle()
+
+    def _on_dial_failed(self, error: OSError) -> None:
+        self._dials.discard(_current_task())
+        self.counters.connect_failures += 1
+        self.counters.last_error = f"cannot connect to {self.target}: {error}"
+        self._back_off()
+        self._settle()
+
+    def _back_off(self) -> None:
+        if self._backoff_timer is not None or self._closed:
+            return
+        settings = self._settings
+        jitter = 1 + settings.backoff_jitter * (2 * self._rng.random() - 1)
+        delay_s = self._backoff_s * jitter
+        self._backoff_s = min(2 * self._backoff_s, settings.backoff_max_s)
+        self._backoff_timer = self._timers.call_at(self._clock() + delay_s, self._on_backed_off, None)
+
+    def _on_backed_off(self, _: None) -> None:
+        self._backoff_timer = None
+        self._reconcile()
+
+    def _make_connection(self, peer: str) -> ClientConnection:
+        return ClientConnection(
+            self,
+            self._template,
+            peer,
+            settings=self._settings.connection,
+            liveness=self._settings.liveness,
+            loop=asyncio.get_running_loop(),
+            timers=self._timers,
+            clock=self._clock,
+        )
+
+
+def _current_task() -> asyncio.Task[None]:
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - a coroutine runs in one
+    return task

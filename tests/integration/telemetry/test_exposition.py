@@ -1,0 +1,99 @@
+"""The Prometheus text, read back by Prometheus' own parser."""
+
+from dataclasses import replace
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from relay_service.core.reason import Reason
+
+
+def _samples(families) -> dict[tuple, float]:
+    return {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+@pytest.fixture
+def telemetry(make_telemetry, calls):
+    telemetry = make_telemetry()
+    calls.retried(telemetry, calls.head())
+    calls.succeed(telemetry, calls.head(received_at=99.0))
+    calls.refuse(telemetry, calls.head())
+    telemetry.call_started(calls.head(), 100.0)
+    return telemetry
+
+
+@pytest.mark.parametrize(
+    ("accept", "parse"),
+    [("", parse_text), ("application/openmetrics-text; version=1.0.0", parse_openmetrics)],
+)
+def test_the_text_parses_and_says_what_was_counted(telemetry, calls, accept: str, parse) -> None:
+    content_type, body = telemetry.prometheus_text(accept)
+    samples = _samples(parse(body.decode()))
+    assert content_type.startswith("application/openmetrics-text" if accept else "text/plain")
+    method = ("method", calls.METHOD)
+    assert samples["relay_calls_received_total",] == 4
+    assert samples["relay_calls_total", ("fate", "ok")] == 2
+    assert samples["relay_calls_total", ("fate", "refused")] == 1
+    assert samples["relay_calls_in_flight",] == 1
+    assert samples["relay_reasons_total", ("reason", "QUEUE_FULL")] == 1
+    assert samples["relay_method_calls_total", ("code", "OK"), method] == 2
+    assert samples["relay_attempts_total", method] == 3
+    assert samples["relay_retries_total", method] == 1
+    assert samples["relay_queue_wait_seconds_count",] == 2
+    assert samples["relay_queue_wait_seconds_sum",] == pytest.approx(0.05)
+    assert samples["relay_call_duration_seconds_count", method] == 2
+    assert samples["relay_call_duration_seconds_sum", method] == pytest.approx(0.2 + 1.01)
+    assert samples["relay_call_duration_seconds_bucket", ("le", "0.512"), method] == 1
+    assert samples["relay_call_duration_seconds_bucket", ("le", "2.048"), method] == 2
+    assert samples["relay_call_duration_seconds_bucket", ("le", "+Inf"), method] == 2
+
+
+def test_every_family_is_ours_and_typed(telemetry) -> None:
+    families = list(parse_text(telemetry.prometheus_text()[1].decode()))
+    assert {family.type for family in families} <= {"counter", "gauge", "histogram"}
+    assert all(family.name.startswith("relay_") and family.documentation for family in families)
+
+
+def test_spans_and_lines_left_out_are_shown(make_telemetry, calls) -> None:
+    telemetry = make_telemetry(log_burst=1, log_lines_per_s=0.001)
+    for _ in range(5):
+        calls.refuse(telemetry, calls.head())
+    samples = _samples(parse_text(telemetry.prometheus_text()[1].decode()))
+    assert samples["relay_log_lines_suppressed_total",] == 4
+    assert samples["relay_spans_exported_total",] == samples["relay_spans_dropped_total",] == 0
+
+
+def test_hostile_names_do_not_break_the_text(make_telemetry, calls) -> None:
+    telemetry = make_telemetry()
+    for method in ('a"b\\c\nd', "pkg.\ud800/M", ""):
+        calls.succeed(telemetry, calls.head(method=method))
+    received = {
+        sample.labels["method"]
+        for family in parse_text(telemetry.prometheus_text()[1].decode())
+        for sample in family.samples
+        if sample.name == "relay_method_calls_received_total"
+    }
+    assert received == {'a"b\\c\nd', "pkg.?/M", ""}
+
+
+def test_others_can_register_their_collectors(make_telemetry, calls) -> None:
+    from prometheus_client import Gauge
+
+    telemetry = make_telemetry()
+    Gauge("relay_queue_length", "Calls that wait.", registry=telemetry.registry).set(3)
+    assert b"relay_queue_length 3.0" in telemetry.prometheus_text()[1]
+
+
+def test_snapshot_and_text_agree(telemetry, calls) -> None:
+    snapshot = telemetry.snapshot()
+    (stats,) = [each for each in snapshot.methods if each.method == calls.METHOD]
+    assert (stats.received, stats.ok, stats.attempts, stats.retries) == (4, 2, 3, 1)
+    totals = snapshot.calls
+    assert (totals.received, totals.ok, totals.refused, totals.in_flight) == (4, 2, 1, 1)
+    assert totals.by_reason == {Reason.QUEUE_FULL.name: 1}
+    assert replace(totals, received=0) != totals
