@@ -24,6 +24,7 @@ from relay_service.envelope import EnvelopeOpener
 from relay_service.methods import MethodFacts
 from relay_service.overview import Overview
 from relay_service.relay import Relay
+from relay_service.telemetry.exposition import AdmissionCollector
 from relay_service.telemetry.log_stream import BackgroundStream
 from relay_service.telemetry.logs import configure_logging
 from relay_service.telemetry.observer import Telemetry
@@ -116,6 +117,7 @@ class App:
             rng=rng,
             own_services=self._own_services,
         )
+        self.telemetry.registry.register(AdmissionCollector(self.relay.admission.state))
         self.overview = Overview(self.relay, self.upstreams, self.telemetry, time.monotonic)
         opener = EnvelopeOpener(self.relay, policy, catalog)
         self.listener = Listener(opener.on_call, self.timers, _listener_settings(policy))

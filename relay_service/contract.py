@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import ErrorInfo, QuotaFailure, RetryInfo
 from google.rpc.status_pb2 import Status
 
+from relay_service.core.criticality import DEFAULT_CRITICALITY, Criticality
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
 from relay_service.core.verdict import Origin, Verdict
@@ -24,6 +25,7 @@ DOMAIN = "resilient-relay"
 
 IDEMPOTENCY_KEY = b"idempotency-key"
 HOPS = b"relay-attempt"
+CRITICALITY = b"relay-criticality"
 PUSHBACK = b"grpc-retry-pushback-ms"
 DETAILS = b"grpc-status-details-bin"
 PREVIOUS_ATTEMPTS = b"grpc-previous-rpc-attempts"
@@ -33,7 +35,8 @@ REPLACED = frozenset({HOPS, IDEMPOTENCY_KEY, b"traceparent", b"tracestate", b"ba
 
 KEY_LENGTH_MAX = 255
 
-_QUOTA_REASONS = frozenset({Reason.QUEUE_FULL, Reason.STREAM_LIMIT})
+_CLASSES = {one.name.encode(): one for one in Criticality}
+_QUOTA_REASONS = frozenset({Reason.QUEUE_FULL, Reason.SHED_BY_CRITICALITY, Reason.STREAM_LIMIT})
 _EXECUTED_AT_ONCE: Headers = (
     (b"relay-attempts", b"1"),
     (b"relay-decision", b"FORWARDED"),
@@ -80,6 +83,12 @@ def hops(metadata: Headers) -> int:
     if value is None:
         return 0
     return int(value) if value.isdigit() and len(value) < 4 else 1
+
+
+def criticality(metadata: Headers) -> Criticality:
+    """The class the caller names, in any case; CRITICAL when it names none or one not known here."""
+    value = header(metadata, CRITICALITY)
+    return DEFAULT_CRITICALITY if value is None else _CLASSES.get(value.upper(), DEFAULT_CRITICALITY)
 
 
 def pushback_s(trailers: Headers) -> float | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from relay_service import contract
-from relay_service.core.admission import Admitted
+from relay_service.core.admission import Admitted, Demand, Offer
 from relay_service.core.call import (
     Aborted,
     Actions,
@@ -61,8 +61,9 @@ class Host(Protocol):
     def now(self) -> float:
         """Monotonic seconds."""
 
-    def take_worker(self, call: "UnaryCall") -> Admitted:
-        """Ask for a worker; when QUEUED, `UnaryCall.worker_granted` follows or `leave_queue` ends it."""
+    def take_worker(self, call: "UnaryCall") -> "Offer[UnaryCall]":
+        """Ask for a worker; when QUEUED, `UnaryCall.worker_granted` or `UnaryCall.shed` follows, or
+        `leave_queue` ends it."""
 
     def give_worker_back(self, now: float) -> None:
         """The worker is free for the next in the queue."""
@@ -88,6 +89,8 @@ class Plan:
     policy: MethodPolicy
     deadline: float | None
     """Monotonic seconds."""
+    demand: Demand
+    """What it asks of the admission."""
     limited: bool = True
     """False for the relay's own services, which no limit holds back and no drain waits for."""
 
@@ -128,6 +131,11 @@ class ForwardedCall:
     def limited(self) -> bool:
         """Whether the call counts against the relay's limits."""
         return self._plan.limited
+
+    @property
+    def demand(self) -> Demand:
+        """What the call asks of the admission."""
+        return self._plan.demand
 
     # What happens to the call -------------------------------------------------------------------
 
@@ -304,16 +312,14 @@ class UnaryCall(ForwardedCall):
     def _seek_worker(self, then: Event) -> None:
         now = self._host.now()
         match self._host.take_worker(self):
-            case Admitted.STARTED:
+            case Offer(Admitted.STARTED):
                 self._holds_worker = True
                 self._handle(then, now)
-            case Admitted.QUEUED:
+            case Offer(Admitted.QUEUED):
                 self._in_queue = True
                 self._observer.queued(now)
-            case Admitted.REFUSED if isinstance(then, Begin):
-                self._handle(Aborted(Reason.QUEUE_FULL, self._host.pushback_s(now)), now)
-            case Admitted.REFUSED:
-                self._handle(RetryRefused(), now)
+            case Offer(Admitted.REFUSED, reason):
+                self._no_worker(reason or Reason.QUEUE_FULL, now)
 
     def worker_granted(self, now: float) -> None:
         """The wait in the queue is over."""
@@ -321,6 +327,18 @@ class UnaryCall(ForwardedCall):
         self._holds_worker = True
         self._observer.dequeued(now)
         self._handle(Begin() if self._machine.state is State.READY else BackoffElapsed(), now)
+
+    def shed(self, reason: Reason, now: float) -> None:
+        """The place in the queue is lost: the admission took it for another call."""
+        self._in_queue = False
+        self._no_worker(reason, now)
+
+    def _no_worker(self, reason: Reason, now: float) -> None:
+        """Before the first attempt that is a refusal; after it, the end of the retries."""
+        if self._machine.state is State.READY:
+            self._handle(Aborted(reason, self._host.pushback_s(now)), now)
+        else:
+            self._handle(RetryRefused(), now)
 
     def _attempt_over(self, end: AttemptEnd, now: float) -> None:
         super()._attempt_over(end, now)

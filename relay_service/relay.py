@@ -10,7 +10,7 @@ from dataclasses import replace
 from random import Random
 
 from relay_service import contract
-from relay_service.core.admission import Admission, Admitted
+from relay_service.core.admission import Admission, Demand, Offer
 from relay_service.core.budget import RetryGate
 from relay_service.core.call import Call
 from relay_service.core.evidence import Safety
@@ -38,6 +38,9 @@ OWN_SERVICE_POLICY = MethodPolicy(
     default_timeout_s=None, max_timeout_s=None, attempt_timeout_s=None, retry=NO_RETRY, replay_buffer_bytes=0
 )
 """Calls to the relay's own services are handed over as they are."""
+
+OWN_SERVICE_DEMAND = Demand()
+"""They ask nothing of the admission, and get it."""
 
 
 class Refusal(Exception):  # noqa: N818 (a refusal is an answer, not a fault)
@@ -136,7 +139,9 @@ class Relay:
         """Pass a call to the relay's own services on as it is: not limited, not counted as in flight."""
         deadline = now + head.timeout_s if head.timeout_s is not None else None
         metadata = [field for field in head.metadata if field[0] not in contract.REPLACED]
-        plan = Plan(head.method, metadata, upstream, OWN_SERVICE_POLICY, deadline, limited=False)
+        plan = Plan(
+            head.method, metadata, upstream, OWN_SERVICE_POLICY, deadline, OWN_SERVICE_DEMAND, limited=False
+        )
         machine = Call(
             NO_RETRY,
             safety=Safety.NONE,
@@ -166,7 +171,14 @@ class Relay:
         known = facts is not None or policy.unary is not None
         key = _key(head, policy, streaming=known and not unary)
         deadline = _deadline(head, policy, now, unary=unary)
-        plan = Plan(head.method, _outgoing(head, key, hops), self._upstreams[upstream], policy, deadline)
+        plan = Plan(
+            head.method,
+            _outgoing(head, key, hops),
+            self._upstreams[upstream],
+            policy,
+            deadline,
+            Demand(contract.criticality(head.metadata)),
+        )
         machine = Call(
             policy.retry if hops == 0 else _single_attempt(policy.retry),
             safety=safety,
@@ -183,8 +195,8 @@ class Relay:
     def _unary(
         self, plan: Plan, machine: Call, reply: Reply, observer: CallObserver, now: float
     ) -> UnaryCall:
-        if self._admission.full:
-            raise Refusal(Reason.QUEUE_FULL, self.pushback_s(now))
+        if (reason := self._admission.refusal(plan.demand)) is not None:
+            raise Refusal(reason, self.pushback_s(now))
         self._in_flight += 1
         return UnaryCall(self, plan, machine, reply, observer)
 
@@ -205,12 +217,15 @@ class Relay:
 
     # What calls ask of their relay (`relay_service.forwarding.Host`) ----------------------------
 
-    def take_worker(self, call: UnaryCall) -> Admitted:
-        """A worker, a place in the queue, or neither."""
-        return self._admission.offer(call)
+    def take_worker(self, call: UnaryCall) -> Offer[UnaryCall]:
+        """A worker, a place in the queue (perhaps that of another call), or neither."""
+        offer = self._admission.offer(call, call.demand)
+        if offer.displaced is not None:
+            offer.displaced.shed(Reason.SHED_BY_CRITICALITY, self.now())
+        return offer
 
     def give_worker_back(self, now: float) -> None:
-        """Hand the free worker to the call that waited longest."""
+        """Hand the free worker to the next call in the queue."""
         waiting = self._admission.release(now)
         if waiting is not None:
             waiting.worker_granted(now)

@@ -27,6 +27,14 @@ REASONS: Mapping[Reason, Explanation] = MappingProxyType(
             "Operators: compare offered load and drain rate in `relay stats`; a longer queue only makes "
             "refusals slower.",
         ),
+        Reason.SHED_BY_CRITICALITY: Explanation(
+            Reason.SHED_BY_CRITICALITY.meaning,
+            "All workers were busy, and the queue was filled past the share that the call's class may fill "
+            "(relay.admission.sheddableShare, sheddablePlusShare), or the call waited and a call of a higher "
+            "class took its place in the full queue. Nothing was executed.",
+            "Callers: come back when grpc-retry-pushback-ms or RetryInfo says. Mark with relay-criticality "
+            "only what users see as CRITICAL; if everything is, nothing is.",
+        ),
         Reason.STREAM_LIMIT: Explanation(
             Reason.STREAM_LIMIT.meaning,
             "The call is streaming (or its kind is not known) and relay.admission.maxStreams such calls "
@@ -159,9 +167,9 @@ CODES: Mapping[Code, Explanation] = MappingProxyType(
         ),
         Code.RESOURCE_EXHAUSTED: Explanation(
             "a limit was reached",
-            "The relay refused for overload (reasons QUEUE_FULL, STREAM_LIMIT) or size "
-            "(MESSAGE_TOO_LARGE), or the upstream refused. It is retried only when pushback or RetryInfo "
-            "says when.",
+            "The relay refused for overload (reasons QUEUE_FULL, SHED_BY_CRITICALITY, STREAM_LIMIT) or "
+            "size (MESSAGE_TOO_LARGE), or the upstream refused. It is retried only when pushback or "
+            "RetryInfo says when.",
             "Look at the reason in ErrorInfo, and return when RetryInfo says.",
         ),
         Code.FAILED_PRECONDITION: Explanation(

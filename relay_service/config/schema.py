@@ -167,6 +167,8 @@ class AdmissionBlock(Block):
     queue_capacity: Annotated[int, Field(ge=0, le=1_000_000)] = _ADMISSION.queue_capacity
     workers: Annotated[int, Field(ge=1, le=1_000_000)] = _ADMISSION.workers
     max_streams: Annotated[int, Field(ge=0, le=1_000_000)] = _ADMISSION.max_streams
+    sheddable_share: Annotated[float, Field(ge=0, le=1)] = _ADMISSION.sheddable_share
+    sheddable_plus_share: Annotated[float, Field(ge=0, le=1)] = _ADMISSION.sheddable_plus_share
 
 
 class BudgetBlock(Block):

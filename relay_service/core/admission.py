@@ -1,25 +1,30 @@
 """Who gets a worker now, who waits, and who is refused.
 
-A worker is the right to have one attempt under way. Work waits in one bounded queue, first in first
-out; it is refused only when every worker is busy and the queue is full. What is refused is told when
-to come back, computed from how fast the queue has been draining.
+A worker is the right to have one attempt under way. Work waits in one bounded queue: higher classes
+leave it first, and within a class the first in is the first out. When there is no room, a call takes
+the place of the newest call of the lowest class below its own, and is refused only if there is none.
+Lower classes may fill only a share of the queue, so they are refused before it is full. What is
+refused is told when to come back, computed from how fast the queue has been draining.
+
+Strict priority lets a flood of high classes hold low ones back for as long as it lasts; what was
+admitted waits at most until its own deadline.
 """
 
 import math
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
 from enum import Enum
 from random import Random
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+from relay_service.core.criticality import DEFAULT_CRITICALITY, Criticality
+from relay_service.core.pace import DrainRate
 from relay_service.core.policy import AdmissionPolicy
-
-RATE_TIME_CONSTANT_S = 1.0
-"""How far back the drain rate looks: older departures weigh 1/e less each second."""
+from relay_service.core.reason import Reason
 
 PUSHBACK_MIN_S = 0.01
 PUSHBACK_MAX_S = 10.0
-
 
 Ticket = TypeVar("Ticket", bound=Hashable)
 
@@ -32,45 +37,64 @@ class Admitted(Enum):
     REFUSED = "refused"
 
 
-class DrainRate:
-    """Departures per second, exponentially weighted over `RATE_TIME_CONSTANT_S`."""
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a call asks of the admission."""
 
-    __slots__ = ("_at", "_weight")
+    criticality: Criticality = DEFAULT_CRITICALITY
 
-    def __init__(self, now: float) -> None:
-        self._weight = 0.0
-        self._at = now
 
-    def count(self, now: float) -> None:
-        """One more left."""
-        self._decay(now)
-        self._weight += 1.0
+@dataclass(frozen=True, slots=True)
+class Offer(Generic[Ticket]):
+    """The answer to an offer: ``reason`` is why it was refused, ``displaced`` who lost its place to it."""
 
-    def per_second(self, now: float) -> float:
-        """The rate now."""
-        self._decay(now)
-        return self._weight / RATE_TIME_CONSTANT_S
+    admitted: Admitted
+    reason: Reason | None = None
+    displaced: Ticket | None = None
 
-    def _decay(self, now: float) -> None:
-        elapsed_s = max(0.0, now - self._at)
-        self._weight *= math.exp(-elapsed_s / RATE_TIME_CONSTANT_S)
-        self._at = now
+
+_STARTED: Offer[Any] = Offer(Admitted.STARTED)
+_QUEUED: Offer[Any] = Offer(Admitted.QUEUED)
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionState:
+    """For people and dashboards."""
+
+    queued: Mapping[Criticality, int]
+    """Waiting now, by class."""
+    displaced: int
+    """Calls that lost their place in the queue to a higher class."""
 
 
 class Admission(Generic[Ticket]):
     """The bounded queue, the workers, and the separate limit of streaming calls.
 
     A ticket is any hashable thing that stands for the waiting work; the same ticket may not be offered
-    twice at once. All operations are O(1), whatever the queue's length.
+    twice at once. All operations are O(1), whatever the queue's length (there are four classes).
     """
 
-    __slots__ = ("_busy", "_drain", "_policy", "_queue", "_streams")
+    __slots__ = (
+        "_busy",
+        "_class_of",
+        "_displaced",
+        "_drain",
+        "_policy",
+        "_queued",
+        "_queues",
+        "_room",
+        "_streams",
+    )
 
     def __init__(self, policy: AdmissionPolicy, now: float) -> None:
         self._policy = policy
-        self._queue: OrderedDict[Ticket, None] = OrderedDict()
+        self._queues: tuple[OrderedDict[Ticket, None], ...] = tuple(OrderedDict() for _ in Criticality)
+        self._class_of: dict[Ticket, Criticality] = {}
+        self._room = tuple(math.ceil(share * policy.queue_capacity) for share in _shares(policy))
+        self._queued = 0
         self._busy = 0
         self._streams = 0
+        self._displaced = 0
         self._drain = DrainRate(now)
 
     @property
@@ -81,7 +105,7 @@ class Admission(Generic[Ticket]):
     @property
     def queued(self) -> int:
         """Work that waits."""
-        return len(self._queue)
+        return self._queued
 
     @property
     def busy(self) -> int:
@@ -93,32 +117,75 @@ class Admission(Generic[Ticket]):
         """Streaming calls that are open."""
         return self._streams
 
-    @property
-    def full(self) -> bool:
-        """Whether an offer made now would be refused."""
-        return self._busy >= self._policy.workers and len(self._queue) >= self._policy.queue_capacity
+    def state(self) -> AdmissionState:
+        """The queue as it stands."""
+        queued = {criticality: len(self._queues[criticality]) for criticality in Criticality}
+        return AdmissionState(queued, self._displaced)
 
-    def offer(self, ticket: Ticket) -> Admitted:
-        """Ask for a worker. STARTED took one; QUEUED will be handed out by a later `release`."""
+    def refusal(self, demand: Demand) -> Reason | None:
+        """Why an offer made now would be refused; None when it would not."""
+        criticality = demand.criticality
+        if self._busy < self._policy.workers or self._queued < self._room[criticality]:
+            return None
+        if self._lowest_below(criticality) is not None:
+            return None
+        sheds_early = self._room[criticality] < self._policy.queue_capacity
+        return Reason.SHED_BY_CRITICALITY if sheds_early else Reason.QUEUE_FULL
+
+    def offer(self, ticket: Ticket, demand: Demand) -> Offer[Ticket]:
+        """Ask for a worker. STARTED took one; QUEUED will be handed out by a later `release`.
+
+        The displaced ticket, if any, has left the queue; tell it SHED_BY_CRITICALITY.
+        """
         if self._busy < self._policy.workers:
             self._busy += 1
-            return Admitted.STARTED
-        if self.full:
-            return Admitted.REFUSED
-        self._queue[ticket] = None
-        return Admitted.QUEUED
+            return _STARTED
+        if (reason := self.refusal(demand)) is not None:
+            return Offer(Admitted.REFUSED, reason)
+        criticality = demand.criticality
+        full = self._queued >= self._room[criticality]
+        displaced = self._displace_below(criticality) if full else None
+        self._queues[criticality][ticket] = None
+        self._class_of[ticket] = criticality
+        self._queued += 1
+        return _QUEUED if displaced is None else Offer(Admitted.QUEUED, displaced=displaced)
 
     def release(self, now: float) -> Ticket | None:
-        """Give a worker back; it goes at once to the ticket that waited longest, which is returned."""
+        """Give a worker back; it goes at once to the next ticket, which is returned.
+
+        Next is the one that waited longest in the highest class that waits.
+        """
         self._drain.count(now)
-        if self._queue:
-            return self._queue.popitem(last=False)[0]
+        for queue in reversed(self._queues):
+            if queue:
+                ticket, _ = queue.popitem(last=False)
+                self._forget(ticket)
+                return ticket
         self._busy -= 1
         return None
 
     def withdraw(self, ticket: Ticket) -> None:
         """Take a waiting ticket off the queue (its caller went away or its deadline passed)."""
-        self._queue.pop(ticket, None)
+        if ticket in self._class_of:
+            del self._queues[self._class_of[ticket]][ticket]
+            self._forget(ticket)
+
+    def _lowest_below(self, criticality: Criticality) -> OrderedDict[Ticket, None] | None:
+        return next((queue for queue in self._queues[:criticality] if queue), None)
+
+    def _displace_below(self, criticality: Criticality) -> Ticket | None:
+        queue = self._lowest_below(criticality)
+        if queue is None:
+            return None
+        # The newest has waited least, so the least is lost with it.
+        ticket, _ = queue.popitem(last=True)
+        self._forget(ticket)
+        self._displaced += 1
+        return ticket
+
+    def _forget(self, ticket: Ticket) -> None:
+        del self._class_of[ticket]
+        self._queued -= 1
 
     def open_stream(self) -> bool:
         """Count one more streaming call, unless there are too many."""
@@ -138,6 +205,11 @@ class Admission(Generic[Ticket]):
     def pushback_s(self, now: float, rng: Random) -> float:
         """When a refused caller should return: the time the queue needs to empty, times 0.5 to 1.5."""
         rate = self._drain.per_second(now)
-        drained_in_s = (len(self._queue) + 1) / rate if rate > 0.0 else PUSHBACK_MAX_S
+        drained_in_s = (self._queued + 1) / rate if rate > 0.0 else PUSHBACK_MAX_S
         jittered_s = drained_in_s * rng.uniform(0.5, 1.5)
         return min(PUSHBACK_MAX_S, max(PUSHBACK_MIN_S, jittered_s))
+
+
+def _shares(policy: AdmissionPolicy) -> tuple[float, ...]:
+    """How much of the queue may be filled when a call of each class still joins it, lowest class first."""
+    return (policy.sheddable_share, policy.sheddable_plus_share, 1.0, 1.0)

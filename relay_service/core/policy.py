@@ -47,6 +47,11 @@ def _at_least(name: str, value: float, minimum: float) -> None:
         raise ValueError(f"{name} must be a finite number of at least {minimum}, not {value}")
 
 
+def _share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be from 0 to 1, not {value}")
+
+
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """How often and how far apart attempts are made. Off is ``max_attempts=1``.
@@ -150,11 +155,17 @@ class AdmissionPolicy:
     """Calls with an attempt in flight."""
     max_streams: int = 1000
     """Streaming calls open at once; they occupy no worker."""
+    sheddable_share: float = 0.5
+    """How full the queue may be when a SHEDDABLE call still joins it."""
+    sheddable_plus_share: float = 0.8
+    """The same for SHEDDABLE_PLUS; the two critical classes may fill the queue."""
 
     def __post_init__(self) -> None:
         _at_least("queue_capacity", self.queue_capacity, 0)
         _at_least("workers", self.workers, 1)
         _at_least("max_streams", self.max_streams, 0)
+        _share("sheddable_share", self.sheddable_share)
+        _share("sheddable_plus_share", self.sheddable_plus_share)
 
 
 WIDE_OPEN = AdmissionPolicy(queue_capacity=0, workers=100_000, max_streams=100_000)

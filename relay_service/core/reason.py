@@ -12,6 +12,10 @@ class Reason(Enum):
     """
 
     QUEUE_FULL = Code.RESOURCE_EXHAUSTED, "all workers are busy and the queue is full"
+    SHED_BY_CRITICALITY = (
+        Code.RESOURCE_EXHAUSTED,
+        "there is no room in the queue for a call of this class",
+    )
     STREAM_LIMIT = Code.RESOURCE_EXHAUSTED, "as many streaming calls are open as the relay allows"
     DEADLINE_PASSED = Code.DEADLINE_EXCEEDED, "the deadline passed before an answer came"
     RETRIES_EXHAUSTED = None, "no attempt succeeded and no further one is allowed"

@@ -1,0 +1,220 @@
+"""Workers, classes and places in the queue: who starts, who waits, who goes."""
+
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay_service.core.admission import (
+    PUSHBACK_MAX_S,
+    PUSHBACK_MIN_S,
+    Admission,
+    Admitted,
+    Demand,
+)
+from relay_service.core.criticality import Criticality
+from relay_service.core.policy import AdmissionPolicy
+from relay_service.core.reason import Reason
+
+PLAIN = Demand()
+SHEDDABLE = Demand(Criticality.SHEDDABLE)
+SHEDDABLE_PLUS = Demand(Criticality.SHEDDABLE_PLUS)
+CRITICAL = Demand(Criticality.CRITICAL)
+CRITICAL_PLUS = Demand(Criticality.CRITICAL_PLUS)
+
+
+def admission(workers: int = 2, queue: int = 3) -> Admission[int]:
+    return Admission(AdmissionPolicy(queue_capacity=queue, workers=workers, max_streams=1), 0.0)
+
+
+def test_work_is_refused_only_when_all_workers_are_busy_and_the_queue_is_full() -> None:
+    gate = admission()
+    offers = [gate.offer(ticket, PLAIN).admitted for ticket in range(7)]
+    assert offers == [Admitted.STARTED] * 2 + [Admitted.QUEUED] * 3 + [Admitted.REFUSED] * 2
+    assert gate.refusal(PLAIN) is Reason.QUEUE_FULL
+
+
+def test_the_queue_is_first_in_first_out_and_a_worker_is_handed_on() -> None:
+    gate = admission()
+    for ticket in range(5):
+        gate.offer(ticket, PLAIN)
+    assert [gate.release(0.0) for _ in range(5)] == [2, 3, 4, None, None]
+    assert (gate.busy, gate.queued) == (0, 0)
+
+
+def test_who_left_the_queue_gets_no_worker() -> None:
+    gate = admission()
+    for ticket in range(5):
+        gate.offer(ticket, PLAIN)
+    gate.withdraw(3)
+    assert [gate.release(0.0) for _ in range(2)] == [2, 4]
+
+
+@given(st.lists(st.sampled_from(["offer", "release", "withdraw"]), max_size=200))
+def test_workers_and_queue_never_exceed_their_limits(steps: list[str]) -> None:
+    gate, running, waiting = admission(), 0, []
+    for ticket, step in enumerate(steps):
+        match step:
+            case "offer":
+                match gate.offer(ticket, PLAIN).admitted:
+                    case Admitted.STARTED:
+                        running += 1
+                    case Admitted.QUEUED:
+                        waiting.append(ticket)
+                    case Admitted.REFUSED:
+                        assert (running, len(waiting)) == (2, 3)
+            case "release" if running:
+                handed = gate.release(0.0)
+                assert handed == (waiting.pop(0) if waiting else None)
+                running -= handed is None
+            case "withdraw" if waiting:
+                gate.withdraw(waiting.pop())
+        assert (gate.busy, gate.queued) == (running, len(waiting))
+
+
+def test_pushback_follows_the_drain_rate_and_is_jittered() -> None:
+    gate = admission(workers=1, queue=10)
+    for ticket in range(11):
+        gate.offer(ticket, PLAIN)
+    now = 0.0
+    for ticket in range(100, 400):  # 100 departures per second for three seconds
+        now += 0.01
+        gate.release(now)
+        gate.offer(ticket, PLAIN)
+    rng = Random(2)
+    told = [gate.pushback_s(now, rng) for _ in range(200)]
+    assert sum(told) / len(told) == pytest.approx(0.11, rel=0.15)  # eleven ahead, 100 a second
+    assert max(told) > 1.5 * min(told)
+
+
+def test_pushback_is_bounded_when_nothing_drains() -> None:
+    assert admission().pushback_s(1e6, Random(1)) <= PUSHBACK_MAX_S
+    gate = admission()
+    for _ in range(100_000):
+        gate.offer(1, PLAIN)
+        gate.release(0.0)
+    assert gate.pushback_s(0.0, Random(1)) == PUSHBACK_MIN_S
+
+
+def test_streams_have_a_limit_of_their_own() -> None:
+    gate = admission()
+    assert gate.open_stream()
+    assert not gate.open_stream()
+    gate.close_stream()
+    assert gate.open_stream()
+
+
+# Classes --------------------------------------------------------------------------------------------
+
+
+def busy(queue: int = 10) -> Admission[str]:
+    """One worker, taken."""
+    gate: Admission[str] = Admission(AdmissionPolicy(queue_capacity=queue, workers=1), 0.0)
+    gate.offer("running", PLAIN)
+    return gate
+
+
+def drained(gate: Admission[str]) -> list[str]:
+    order = []
+    while (ticket := gate.release(0.0)) is not None:
+        order.append(ticket)
+    return order
+
+
+def test_higher_classes_leave_the_queue_first_and_a_class_is_first_in_first_out() -> None:
+    gate = busy(queue=20)
+    for ticket, demand in (
+        ("s1", SHEDDABLE),
+        ("c1", CRITICAL),
+        ("p1", SHEDDABLE_PLUS),
+        ("c2", CRITICAL),
+        ("!1", CRITICAL_PLUS),
+        ("s2", SHEDDABLE),
+    ):
+        gate.offer(ticket, demand)
+    assert gate.state().queued == {
+        Criticality.SHEDDABLE: 2,
+        Criticality.SHEDDABLE_PLUS: 1,
+        Criticality.CRITICAL: 2,
+        Criticality.CRITICAL_PLUS: 1,
+    }
+    assert drained(gate) == ["!1", "c1", "c2", "p1", "s1", "s2"]
+
+
+@pytest.mark.parametrize(
+    ("demand", "room", "reason"),
+    [
+        (SHEDDABLE, 5, Reason.SHED_BY_CRITICALITY),
+        (SHEDDABLE_PLUS, 8, Reason.SHED_BY_CRITICALITY),
+        (CRITICAL, 10, Reason.QUEUE_FULL),
+        (CRITICAL_PLUS, 10, Reason.QUEUE_FULL),
+    ],
+)
+def test_a_class_is_refused_once_its_share_of_the_queue_is_filled(
+    demand: Demand, room: int, reason: Reason
+) -> None:
+    gate = busy(queue=10)
+    offers = [gate.offer(str(number), demand) for number in range(room + 1)]
+    assert [offer.admitted for offer in offers] == [Admitted.QUEUED] * room + [Admitted.REFUSED]
+    assert offers[-1].reason is gate.refusal(demand) is reason
+
+
+def test_a_higher_class_takes_the_place_of_the_newest_of_the_lowest_when_the_queue_is_full() -> None:
+    gate = busy(queue=4)
+    for ticket, demand in (("s1", SHEDDABLE), ("s2", SHEDDABLE), ("p1", SHEDDABLE_PLUS), ("c1", CRITICAL)):
+        gate.offer(ticket, demand)
+    offers = [gate.offer(f"c{number}", CRITICAL) for number in (2, 3, 4, 5)]
+    assert [offer.displaced for offer in offers] == ["s2", "s1", "p1", None]
+    assert offers[-1].reason is Reason.QUEUE_FULL
+    assert gate.offer("!1", CRITICAL_PLUS).displaced == "c4"
+    assert gate.state().displaced == 4
+    assert drained(gate) == ["!1", "c1", "c2", "c3"]
+
+
+def test_a_class_never_displaces_its_equals() -> None:
+    gate = busy(queue=4)
+    for number in range(3):
+        gate.offer(f"s{number}", SHEDDABLE)
+    for ticket in ("c1", "c2"):
+        assert gate.offer(ticket, CRITICAL).displaced is None
+    assert gate.offer("p1", SHEDDABLE_PLUS).displaced == "s1"
+    assert gate.offer("s9", SHEDDABLE).admitted is Admitted.REFUSED
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["offer", "release", "withdraw"]), st.sampled_from(list(Criticality))),
+        max_size=200,
+    )
+)
+def test_the_queue_agrees_with_a_sorted_list(steps: list[tuple[str, Criticality]]) -> None:
+    """The model: waiting tickets as (class, number), the next is the highest class's lowest number."""
+    gate: Admission[int] = Admission(AdmissionPolicy(queue_capacity=6, workers=1), 0.0)
+    gate.offer(-1, PLAIN)
+    waiting: list[tuple[Criticality, int]] = []
+    room = {Criticality.SHEDDABLE: 3, Criticality.SHEDDABLE_PLUS: 5}
+    for number, (step, criticality) in enumerate(steps):
+        match step:
+            case "offer" if gate.busy:
+                offer = gate.offer(number, Demand(criticality))
+                lower = [place for place in waiting if place[0] < criticality]
+                if len(waiting) < room.get(criticality, 6):
+                    assert (offer.admitted, offer.displaced) == (Admitted.QUEUED, None)
+                elif lower:
+                    lowest = min(place[0] for place in lower)
+                    newest = max(place for place in lower if place[0] is lowest)
+                    assert (offer.admitted, offer.displaced) == (Admitted.QUEUED, newest[1])
+                    waiting.remove(newest)
+                else:
+                    assert offer.admitted is Admitted.REFUSED
+                    continue
+                waiting.append((criticality, number))
+            case "release" if gate.busy and waiting:
+                highest = max(place[0] for place in waiting)
+                following = min(place for place in waiting if place[0] is highest)
+                assert gate.release(0.0) == following[1]
+                waiting.remove(following)
+            case "withdraw" if waiting:
+                gate.withdraw(waiting.pop(len(waiting) // 2)[1])
+        assert gate.queued == len(waiting)
