@@ -56,6 +56,7 @@ class Overview:
             streams=admission.streams,
             streams_max=limits.max_streams,
             drain_per_s=admission.drain_per_second(now),
+            admission=admission.state(),
         )
 
     def _upstream(self, name: str, upstream: Upstream) -> UpstreamStatus:

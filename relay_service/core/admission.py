@@ -13,7 +13,7 @@ admitted waits at most until its own deadline.
 import math
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from random import Random
 from typing import Any, Generic, TypeVar
@@ -25,6 +25,8 @@ from relay_service.core.reason import Reason
 
 PUSHBACK_MIN_S = 0.01
 PUSHBACK_MAX_S = 10.0
+PUSHBACK_UNKNOWN_S = 1.0
+"""What is told while nothing has left yet; all three before the jitter."""
 
 Ticket = TypeVar("Ticket", bound=Hashable)
 
@@ -61,9 +63,9 @@ _QUEUED: Offer[Any] = Offer(Admitted.QUEUED)
 class AdmissionState:
     """For people and dashboards."""
 
-    queued: Mapping[Criticality, int]
+    queued: Mapping[Criticality, int] = field(default_factory=dict)
     """Waiting now, by class."""
-    displaced: int
+    displaced: int = 0
     """Calls that lost their place in the queue to a higher class."""
 
 
@@ -205,9 +207,8 @@ class Admission(Generic[Ticket]):
     def pushback_s(self, now: float, rng: Random) -> float:
         """When a refused caller should return: the time the queue needs to empty, times 0.5 to 1.5."""
         rate = self._drain.per_second(now)
-        drained_in_s = (self._queued + 1) / rate if rate > 0.0 else PUSHBACK_MAX_S
-        jittered_s = drained_in_s * rng.uniform(0.5, 1.5)
-        return min(PUSHBACK_MAX_S, max(PUSHBACK_MIN_S, jittered_s))
+        drained_in_s = (self._queued + 1) / rate if rate > 0.0 else PUSHBACK_UNKNOWN_S
+        return min(PUSHBACK_MAX_S, max(PUSHBACK_MIN_S, drained_in_s)) * rng.uniform(0.5, 1.5)
 
 
 def _shares(policy: AdmissionPolicy) -> tuple[float, ...]:
