@@ -37,6 +37,7 @@ KEY_LENGTH_MAX = 255
 
 _CLASSES = {one.name.encode(): one for one in Criticality}
 _QUOTA_REASONS = frozenset({Reason.QUEUE_FULL, Reason.SHED_BY_CRITICALITY, Reason.STREAM_LIMIT})
+_DO_NOT_RETURN_MS = -1
 _EXECUTED_AT_ONCE: Headers = (
     (b"relay-attempts", b"1"),
     (b"relay-decision", b"FORWARDED"),
@@ -136,6 +137,7 @@ def _relay_details(verdict: Verdict, method: str) -> Iterable[tuple[bytes, bytes
         return
     if verdict.pushback_s is not None:
         pushback_ms = _rounded(round(verdict.pushback_s * 1000))
+        pushback_ms = _DO_NOT_RETURN_MS if verdict.pushback_s < 0 else pushback_ms
         yield PUSHBACK, str(pushback_ms).encode()
         yield DETAILS, _details(verdict.code, verdict.message, verdict.reason, method, pushback_ms)
     else:

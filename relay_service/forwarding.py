@@ -65,14 +65,14 @@ class Host(Protocol):
         """Ask for a worker; when QUEUED, `UnaryCall.worker_granted` or `UnaryCall.shed` follows, or
         `leave_queue` ends it."""
 
-    def give_worker_back(self, now: float) -> None:
-        """The worker is free for the next in the queue."""
+    def give_worker_back(self, held_s: float, now: float) -> None:
+        """The worker, held for so long, is free for the next in the queue."""
 
     def leave_queue(self, call: "UnaryCall") -> None:
         """The call waits no longer."""
 
-    def pushback_s(self, now: float) -> float:
-        """When a caller that found the queue full should return."""
+    def pushback_s(self, reason: Reason, now: float) -> float:
+        """When a caller that is refused for this reason should return; negative means not at all."""
 
     def call_ended(self, call: "ForwardedCall") -> None:
         """The call is over."""
@@ -264,13 +264,13 @@ class UnaryCall(ForwardedCall):
     """
 
     __slots__ = (
-        "_holds_worker",
         "_in_queue",
         "_request",
         "_request_done",
         "_response",
         "_response_bytes",
         "_response_headers",
+        "_worker_since",
     )
 
     def __init__(self, host: Host, plan: Plan, machine: Call, reply: Reply, observer: CallObserver) -> None:
@@ -281,7 +281,7 @@ class UnaryCall(ForwardedCall):
         self._response_bytes = 0
         self._response_headers: Headers | None = None
         self._in_queue = False
-        self._holds_worker = False
+        self._worker_since: float | None = None
 
     # The request --------------------------------------------------------------------------------
 
@@ -313,7 +313,7 @@ class UnaryCall(ForwardedCall):
         now = self._host.now()
         match self._host.take_worker(self):
             case Offer(Admitted.STARTED):
-                self._holds_worker = True
+                self._worker_since = now
                 self._handle(then, now)
             case Offer(Admitted.QUEUED):
                 self._in_queue = True
@@ -324,7 +324,7 @@ class UnaryCall(ForwardedCall):
     def worker_granted(self, now: float) -> None:
         """The wait in the queue is over."""
         self._in_queue = False
-        self._holds_worker = True
+        self._worker_since = now
         self._observer.dequeued(now)
         self._handle(Begin() if self._machine.state is State.READY else BackoffElapsed(), now)
 
@@ -336,15 +336,16 @@ class UnaryCall(ForwardedCall):
     def _no_worker(self, reason: Reason, now: float) -> None:
         """Before the first attempt that is a refusal; after it, the end of the retries."""
         if self._machine.state is State.READY:
-            self._handle(Aborted(reason, self._host.pushback_s(now)), now)
+            self._handle(Aborted(reason, self._host.pushback_s(reason, now)), now)
         else:
             self._handle(RetryRefused(), now)
 
     def _attempt_over(self, end: AttemptEnd, now: float) -> None:
         super()._attempt_over(end, now)
-        if self._holds_worker:
-            self._holds_worker = False
-            self._host.give_worker_back(now)
+        since = self._worker_since
+        if since is not None:
+            self._worker_since = None
+            self._host.give_worker_back(now - since, now)
 
     def _finish(self, verdict: Verdict, now: float) -> None:
         if self._in_queue:

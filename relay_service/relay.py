@@ -177,7 +177,7 @@ class Relay:
             self._upstreams[upstream],
             policy,
             deadline,
-            Demand(contract.criticality(head.metadata)),
+            Demand(contract.criticality(head.metadata), deadline),
         )
         machine = Call(
             policy.retry if hops == 0 else _single_attempt(policy.retry),
@@ -195,8 +195,8 @@ class Relay:
     def _unary(
         self, plan: Plan, machine: Call, reply: Reply, observer: CallObserver, now: float
     ) -> UnaryCall:
-        if (reason := self._admission.refusal(plan.demand)) is not None:
-            raise Refusal(reason, self.pushback_s(now))
+        if (reason := self._admission.refusal(plan.demand, now)) is not None:
+            raise Refusal(reason, self.pushback_s(reason, now))
         self._in_flight += 1
         return UnaryCall(self, plan, machine, reply, observer)
 
@@ -204,7 +204,7 @@ class Relay:
         self, plan: Plan, machine: Call, reply: Reply, observer: CallObserver, now: float
     ) -> StreamCall:
         if not self._admission.open_stream():
-            raise Refusal(Reason.STREAM_LIMIT, self.pushback_s(now))
+            raise Refusal(Reason.STREAM_LIMIT, self.pushback_s(Reason.STREAM_LIMIT, now))
         self._in_flight += 1
         call = StreamCall(self, plan, machine, reply, observer)
         call.begin(now)
@@ -219,23 +219,29 @@ class Relay:
 
     def take_worker(self, call: UnaryCall) -> Offer[UnaryCall]:
         """A worker, a place in the queue (perhaps that of another call), or neither."""
-        offer = self._admission.offer(call, call.demand)
+        now = self.now()
+        offer = self._admission.offer(call, call.demand, now)
         if offer.displaced is not None:
-            offer.displaced.shed(Reason.SHED_BY_CRITICALITY, self.now())
+            offer.displaced.shed(Reason.SHED_BY_CRITICALITY, now)
         return offer
 
-    def give_worker_back(self, now: float) -> None:
-        """Hand the free worker to the next call in the queue."""
-        waiting = self._admission.release(now)
-        if waiting is not None:
-            waiting.worker_granted(now)
+    def give_worker_back(self, held_s: float, now: float) -> None:
+        """Hand the free worker to the next call in the queue that can still be answered in time."""
+        self._admission.release(held_s, now)
+        while (grant := self._admission.grant(now)) is not None:
+            if grant.refusal is None:
+                grant.ticket.worker_granted(now)
+            else:
+                grant.ticket.shed(grant.refusal, now)
 
     def leave_queue(self, call: UnaryCall) -> None:
         """The call waits no longer."""
         self._admission.withdraw(call)
 
-    def pushback_s(self, now: float) -> float:
-        """When a refused caller should return."""
+    def pushback_s(self, reason: Reason, now: float) -> float:
+        """When a caller refused for this reason should return; a hopeless one not at all."""
+        if reason is Reason.DEADLINE_INFEASIBLE:
+            return -1.0
         return self._admission.pushback_s(now, self._rng)
 
     def call_ended(self, call: ForwardedCall) -> None:

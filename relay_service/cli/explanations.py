@@ -35,6 +35,15 @@ REASONS: Mapping[Reason, Explanation] = MappingProxyType(
             "Callers: come back when grpc-retry-pushback-ms or RetryInfo says. Mark with relay-criticality "
             "only what users see as CRITICAL; if everything is, nothing is.",
         ),
+        Reason.DEADLINE_INFEASIBLE: Explanation(
+            Reason.DEADLINE_INFEASIBLE.meaning,
+            "All workers were busy, and the calls that would be served first, at the rate at which calls "
+            "end, plus the service time that relay.admission.feasibilityQuantile names take longer than the "
+            "deadline leaves; at the door or when the call's turn came. Nothing was executed.",
+            "Callers: do not repeat it with the same deadline now (pushback is -1); ask for less often, or "
+            "allow more time. Operators: compare the deadline with queue, drain rate and service time in "
+            "`relay stats`.",
+        ),
         Reason.STREAM_LIMIT: Explanation(
             Reason.STREAM_LIMIT.meaning,
             "The call is streaming (or its kind is not known) and relay.admission.maxStreams such calls "
@@ -167,7 +176,8 @@ CODES: Mapping[Code, Explanation] = MappingProxyType(
         ),
         Code.RESOURCE_EXHAUSTED: Explanation(
             "a limit was reached",
-            "The relay refused for overload (reasons QUEUE_FULL, SHED_BY_CRITICALITY, STREAM_LIMIT) or "
+            "The relay refused for overload (reasons QUEUE_FULL, SHED_BY_CRITICALITY, "
+            "DEADLINE_INFEASIBLE, STREAM_LIMIT) or "
             "size (MESSAGE_TOO_LARGE), or the upstream refused. It is retried only when pushback or "
             "RetryInfo says when.",
             "Look at the reason in ErrorInfo, and return when RetryInfo says.",

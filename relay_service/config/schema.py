@@ -169,6 +169,7 @@ class AdmissionBlock(Block):
     max_streams: Annotated[int, Field(ge=0, le=1_000_000)] = _ADMISSION.max_streams
     sheddable_share: Annotated[float, Field(ge=0, le=1)] = _ADMISSION.sheddable_share
     sheddable_plus_share: Annotated[float, Field(ge=0, le=1)] = _ADMISSION.sheddable_plus_share
+    feasibility_quantile: Annotated[float, Field(ge=0.01, le=0.99)] | None = _ADMISSION.feasibility_quantile
 
 
 class BudgetBlock(Block):

@@ -97,6 +97,7 @@ def _queue(queue: QueueStatus) -> admin_pb2.Queue:
             for criticality, length in sorted(queue.admission.queued.items(), reverse=True)
         ],
         displaced=queue.admission.displaced,
+        service_time=duration(queue.admission.service_s),
     )
 
 

@@ -6,6 +6,11 @@ the place of the newest call of the lowest class below its own, and is refused o
 Lower classes may fill only a share of the queue, so they are refused before it is full. What is
 refused is told when to come back, computed from how fast the queue has been draining.
 
+Work that cannot end in time is not begun. A call that would have to wait is refused at once when the
+queue before it and the service time take longer than its deadline leaves, and looked at again when its
+turn comes. A call that finds a worker free is never refused for that: this is how the relay learns when
+the service has become fast again.
+
 Strict priority lets a flood of high classes hold low ones back for as long as it lasts; what was
 admitted waits at most until its own deadline.
 """
@@ -19,9 +24,12 @@ from random import Random
 from typing import Any, Generic, TypeVar
 
 from relay_service.core.criticality import DEFAULT_CRITICALITY, Criticality
-from relay_service.core.pace import DrainRate
+from relay_service.core.pace import DrainRate, ServiceTime
 from relay_service.core.policy import AdmissionPolicy
 from relay_service.core.reason import Reason
+
+OBSERVATIONS_MIN = 30
+"""No call is refused for its deadline before so many attempts have shown how long they take."""
 
 PUSHBACK_MIN_S = 0.01
 PUSHBACK_MAX_S = 10.0
@@ -44,6 +52,8 @@ class Demand:
     """What a call asks of the admission."""
 
     criticality: Criticality = DEFAULT_CRITICALITY
+    deadline: float | None = None
+    """Monotonic seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +70,14 @@ _QUEUED: Offer[Any] = Offer(Admitted.QUEUED)
 
 
 @dataclass(frozen=True, slots=True)
+class Grant(Generic[Ticket]):
+    """The next ticket of the queue: it has a worker, unless ``refusal`` says why it gets none."""
+
+    ticket: Ticket
+    refusal: Reason | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class AdmissionState:
     """For people and dashboards."""
 
@@ -67,6 +85,8 @@ class AdmissionState:
     """Waiting now, by class."""
     displaced: int = 0
     """Calls that lost their place in the queue to a higher class."""
+    service_s: float = 0.0
+    """The learned quantile of the service time; 0 while nothing is known."""
 
 
 class Admission(Generic[Ticket]):
@@ -78,26 +98,28 @@ class Admission(Generic[Ticket]):
 
     __slots__ = (
         "_busy",
-        "_class_of",
+        "_demands",
         "_displaced",
         "_drain",
         "_policy",
         "_queued",
         "_queues",
         "_room",
+        "_service",
         "_streams",
     )
 
     def __init__(self, policy: AdmissionPolicy, now: float) -> None:
         self._policy = policy
         self._queues: tuple[OrderedDict[Ticket, None], ...] = tuple(OrderedDict() for _ in Criticality)
-        self._class_of: dict[Ticket, Criticality] = {}
+        self._demands: dict[Ticket, Demand] = {}
         self._room = tuple(math.ceil(share * policy.queue_capacity) for share in _shares(policy))
         self._queued = 0
         self._busy = 0
         self._streams = 0
         self._displaced = 0
         self._drain = DrainRate(now)
+        self._service = ServiceTime(policy.feasibility_quantile or 0.9)
 
     @property
     def policy(self) -> AdmissionPolicy:
@@ -122,55 +144,88 @@ class Admission(Generic[Ticket]):
     def state(self) -> AdmissionState:
         """The queue as it stands."""
         queued = {criticality: len(self._queues[criticality]) for criticality in Criticality}
-        return AdmissionState(queued, self._displaced)
+        return AdmissionState(queued, self._displaced, self._service.quantile_s)
 
-    def refusal(self, demand: Demand) -> Reason | None:
+    def refusal(self, demand: Demand, now: float) -> Reason | None:
         """Why an offer made now would be refused; None when it would not."""
-        criticality = demand.criticality
-        if self._busy < self._policy.workers or self._queued < self._room[criticality]:
+        if self._busy < self._policy.workers:
             return None
-        if self._lowest_below(criticality) is not None:
+        return self._no_room(demand.criticality) or self._infeasible(demand, now)
+
+    def _no_room(self, criticality: Criticality) -> Reason | None:
+        if self._queued < self._room[criticality] or self._lowest_below(criticality) is not None:
             return None
         sheds_early = self._room[criticality] < self._policy.queue_capacity
         return Reason.SHED_BY_CRITICALITY if sheds_early else Reason.QUEUE_FULL
 
-    def offer(self, ticket: Ticket, demand: Demand) -> Offer[Ticket]:
-        """Ask for a worker. STARTED took one; QUEUED will be handed out by a later `release`.
+    def _infeasible(self, demand: Demand, now: float) -> Reason | None:
+        if demand.deadline is None or not self._service_is_known:
+            return None
+        ends_at = now + self._expected_wait_s(demand.criticality, now) + self._service.quantile_s
+        return Reason.DEADLINE_INFEASIBLE if ends_at > demand.deadline else None
+
+    @property
+    def _service_is_known(self) -> bool:
+        return (
+            self._policy.feasibility_quantile is not None and self._service.observations >= OBSERVATIONS_MIN
+        )
+
+    def _expected_wait_s(self, criticality: Criticality, now: float) -> float:
+        """How long the next call of the class would wait.
+
+        The queue drains as fast as it was seen to, or as fast as all workers together could by the mean
+        service time (Little's law), whichever is faster: after a quiet time little has drained, and that
+        says nothing about what could.
+        """
+        ahead = sum(len(queue) for queue in self._queues[criticality:])
+        could_per_s = self._policy.workers / max(self._service.mean_s, 1e-9)
+        return (ahead + 1) / max(self._drain.per_second(now), could_per_s)
+
+    def offer(self, ticket: Ticket, demand: Demand, now: float) -> Offer[Ticket]:
+        """Ask for a worker. STARTED took one; QUEUED will be handed out by a later `grant`.
 
         The displaced ticket, if any, has left the queue; tell it SHED_BY_CRITICALITY.
         """
         if self._busy < self._policy.workers:
             self._busy += 1
             return _STARTED
-        if (reason := self.refusal(demand)) is not None:
+        if (reason := self.refusal(demand, now)) is not None:
             return Offer(Admitted.REFUSED, reason)
         criticality = demand.criticality
         full = self._queued >= self._room[criticality]
         displaced = self._displace_below(criticality) if full else None
         self._queues[criticality][ticket] = None
-        self._class_of[ticket] = criticality
+        self._demands[ticket] = demand
         self._queued += 1
         return _QUEUED if displaced is None else Offer(Admitted.QUEUED, displaced=displaced)
 
-    def release(self, now: float) -> Ticket | None:
-        """Give a worker back; it goes at once to the next ticket, which is returned.
-
-        Next is the one that waited longest in the highest class that waits.
-        """
+    def release(self, held_s: float, now: float) -> None:
+        """Give back a worker that was held for so long; ask `grant` who gets it until it says None."""
         self._drain.count(now)
-        for queue in reversed(self._queues):
-            if queue:
-                ticket, _ = queue.popitem(last=False)
-                self._forget(ticket)
-                return ticket
+        self._service.observe(held_s)
         self._busy -= 1
+
+    def grant(self, now: float) -> Grant[Ticket] | None:
+        """The next ticket, when there is a worker for it: the first of the highest class that waits.
+
+        One whose deadline is here is passed over without a word: its own timer ends it.
+        """
+        while self._queued and self._busy < self._policy.workers:
+            queue = next(queue for queue in reversed(self._queues) if queue)
+            ticket, _ = queue.popitem(last=False)
+            deadline = self._forget(ticket).deadline
+            if deadline is not None and deadline <= now:
+                continue
+            if deadline is not None and self._service_is_known and now + self._service.quantile_s > deadline:
+                return Grant(ticket, Reason.DEADLINE_INFEASIBLE)
+            self._busy += 1
+            return Grant(ticket)
         return None
 
     def withdraw(self, ticket: Ticket) -> None:
         """Take a waiting ticket off the queue (its caller went away or its deadline passed)."""
-        if ticket in self._class_of:
-            del self._queues[self._class_of[ticket]][ticket]
-            self._forget(ticket)
+        if ticket in self._demands:
+            del self._queues[self._forget(ticket).criticality][ticket]
 
     def _lowest_below(self, criticality: Criticality) -> OrderedDict[Ticket, None] | None:
         return next((queue for queue in self._queues[:criticality] if queue), None)
@@ -185,9 +240,9 @@ class Admission(Generic[Ticket]):
         self._displaced += 1
         return ticket
 
-    def _forget(self, ticket: Ticket) -> None:
-        del self._class_of[ticket]
+    def _forget(self, ticket: Ticket) -> Demand:
         self._queued -= 1
+        return self._demands.pop(ticket)
 
     def open_stream(self) -> bool:
         """Count one more streaming call, unless there are too many."""

@@ -159,6 +159,9 @@ class AdmissionPolicy:
     """How full the queue may be when a SHEDDABLE call still joins it."""
     sheddable_plus_share: float = 0.8
     """The same for SHEDDABLE_PLUS; the two critical classes may fill the queue."""
+    feasibility_quantile: float | None = 0.9
+    """A call that would have to wait is refused when its expected wait and this quantile of the service
+    time exceed what is left of its deadline; None refuses none for that."""
 
     def __post_init__(self) -> None:
         _at_least("queue_capacity", self.queue_capacity, 0)
@@ -166,6 +169,8 @@ class AdmissionPolicy:
         _at_least("max_streams", self.max_streams, 0)
         _share("sheddable_share", self.sheddable_share)
         _share("sheddable_plus_share", self.sheddable_plus_share)
+        if self.feasibility_quantile is not None:
+            _share("feasibility_quantile", self.feasibility_quantile)
 
 
 WIDE_OPEN = AdmissionPolicy(queue_capacity=0, workers=100_000, max_streams=100_000)

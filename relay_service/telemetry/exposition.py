@@ -63,6 +63,11 @@ class AdmissionCollector(Collector):
         yield CounterMetricFamily(
             "relay_displaced", "Calls that lost their place in the queue to another.", value=state.displaced
         )
+        yield GaugeMetricFamily(
+            "relay_service_time_seconds",
+            "How long an attempt holds a worker: the quantile that feasibility is judged by.",
+            value=state.service_s,
+        )
 
 
 def render(registry: CollectorRegistry, accept: str) -> tuple[str, bytes]:

@@ -1,5 +1,6 @@
 """Overload: what is served, what is refused, and that the refusal is honest. Seeds are in every message."""
 
+import pytest
 from overload import Group, Overload
 
 from relay_service.core.policy import AdmissionPolicy
@@ -33,7 +34,7 @@ def test_when_all_classes_flood_each_is_served_before_the_next_lower_one() -> No
     shares = [group.ok_share for group in groups]
     print(f"seed {SEED}: {[round(share, 3) for share in shares]}")
     assert shares[0] > 0.99, SEED
-    assert 0.2 < shares[1] < 0.5, SEED
+    assert 0.2 < shares[1] < 0.6, SEED
     assert max(shares[2:]) < 0.05, SEED
 
 
@@ -54,3 +55,41 @@ def test_pushback_of_a_saturated_relay_is_jittered_around_the_time_its_queue_nee
     print(f"seed {SEED}: {told_s[0]} {told_s[len(told_s) // 2]} {told_s[-1]}, needed {needed_s:.3f}")
     assert abs(told_s[len(told_s) // 2] - needed_s) < 0.15 * needed_s, SEED
     assert told_s[-1] > 2 * told_s[0], SEED
+
+
+@pytest.mark.parametrize("times", [3, 10])
+def test_work_that_cannot_end_in_time_is_refused_and_not_done_in_vain(times: int) -> None:
+    """FIFO, a queue of seconds, deadlines of 300 ms: without feasibility nearly all work would be late."""
+    outcomes = {}
+    for quantile in (0.9, None):
+        admission = AdmissionPolicy(queue_capacity=500, workers=10, feasibility_quantile=quantile)
+        world = Overload(SEED, admission)
+        callers = Group("callers", times * world.server.capacity_per_s, timeout_s=0.3)
+        world.run(8.0, callers)
+        goodput = callers.ok_between(1.0, 8.0) / (7.0 * world.server.capacity_per_s)
+        outcomes[quantile] = goodput, world.server.wasted / world.server.served, callers.ended
+    print(f"seed {SEED}, {times}x: {outcomes}")
+    goodput, wasted, ended = outcomes[0.9]
+    assert goodput > 0.85, SEED
+    assert wasted < 0.1, SEED
+    assert ended["DEADLINE_INFEASIBLE"] > 0.5 * ended.total(), SEED
+    assert outcomes[None][0] < goodput - 0.05, SEED
+
+
+def test_what_an_outage_taught_is_unlearned_when_it_is_over() -> None:
+    """Ten seconds of attempts that take 40 times as long; then nobody may be refused for what was."""
+    world = Overload(SEED, AdmissionPolicy(queue_capacity=100, workers=10))
+    world.at(2.0, lambda: setattr(world.server, "service_s", 2.0))
+    world.at(12.0, lambda: setattr(world.server, "service_s", 0.05))
+    callers = Group("callers", 0.7 * world.server.capacity_per_s, timeout_s=0.5)
+    world.run(20.0, callers)
+    recovered = callers.ok_between(15.0, 20.0) / (5.0 * callers.rate_per_s)
+    print(f"seed {SEED}: {recovered:.3f} after the outage, {callers.ended}")
+    assert recovered > 0.95, SEED
+
+
+def test_an_infeasible_call_is_told_not_to_return() -> None:
+    world = Overload(SEED, AdmissionPolicy(queue_capacity=500, workers=10))
+    callers = Group("callers", 3 * world.server.capacity_per_s, timeout_s=0.2)
+    world.run(3.0, callers)
+    assert world.pushbacks_ms.count(-1) == callers.ended["DEADLINE_INFEASIBLE"] > 100

@@ -191,7 +191,9 @@ def test_a_file_overrides_its_preset_field_by_field(loaded) -> None:
         }
     )
     assert policy.name == "mine"
-    assert policy.admission == AdmissionPolicy(queue_capacity=100, workers=7, max_streams=100)
+    assert policy.admission == AdmissionPolicy(
+        queue_capacity=100, workers=7, max_streams=100, feasibility_quantile=None
+    )
     assert policy.max_hops == 9
     assert policy.throttling == RetryThrottling(10, 0.5)
     assert policy.budget is None, "the preset's switches stay"

@@ -106,7 +106,7 @@ def test_snapshot_and_text_agree(telemetry, calls) -> None:
 def test_the_queue_is_shown_by_class(telemetry) -> None:
     admission: Admission[str] = Admission(AdmissionPolicy(queue_capacity=2, workers=1), 0.0)
     for ticket, criticality in (("a", 2), ("b", 0), ("c", 2), ("d", 2)):
-        admission.offer(ticket, Demand(Criticality(criticality)))
+        admission.offer(ticket, Demand(Criticality(criticality)), 0.0)
     telemetry.registry.register(AdmissionCollector(admission.state))
     samples = _samples(parse_text(telemetry.prometheus_text()[1].decode()))
     assert samples["relay_queued", ("criticality", "CRITICAL")] == 2
