@@ -242,6 +242,6 @@ def _upstream_settings(policy: UpstreamPolicy) -> UpstreamSettings:
 def _listener_settings(policy: RelayPolicy) -> ListenerSettings:
     """More streams than could ever be taken, so that overload is refused here, where it can be told why."""
     admission = policy.admission
-    streams_max = 2 * (admission.queue_capacity + admission.workers) + admission.max_streams + 1
+    streams_max = 2 * (admission.queue_capacity + admission.workers_max) + admission.max_streams + 1
     limits = Limits(streams_max=max(Limits().streams_max, streams_max))
     return ListenerSettings(connection=ConnectionSettings(limits=limits, handshake_timeout_s=5.0))

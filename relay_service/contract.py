@@ -36,7 +36,9 @@ REPLACED = frozenset({HOPS, IDEMPOTENCY_KEY, b"traceparent", b"tracestate", b"ba
 KEY_LENGTH_MAX = 255
 
 _CLASSES = {one.name.encode(): one for one in Criticality}
-_QUOTA_REASONS = frozenset({Reason.QUEUE_FULL, Reason.SHED_BY_CRITICALITY, Reason.STREAM_LIMIT})
+_QUOTA_REASONS = frozenset(
+    {Reason.QUEUE_FULL, Reason.SHED_BY_CRITICALITY, Reason.CONCURRENCY_LIMIT, Reason.STREAM_LIMIT}
+)
 _DO_NOT_RETURN_MS = -1
 _EXECUTED_AT_ONCE: Headers = (
     (b"relay-attempts", b"1"),

@@ -31,6 +31,7 @@ from relay_service.core.call import (
     State,
     WaitBackoff,
 )
+from relay_service.core.limit import Outcome, outcome_of
 from relay_service.core.policy import MethodPolicy
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
@@ -65,7 +66,7 @@ class Host(Protocol):
         """Ask for a worker; when QUEUED, `UnaryCall.worker_granted` or `UnaryCall.shed` follows, or
         `leave_queue` ends it."""
 
-    def give_worker_back(self, held_s: float, now: float) -> None:
+    def give_worker_back(self, outcome: Outcome, held_s: float, now: float) -> None:
         """The worker, held for so long, is free for the next in the queue."""
 
     def leave_queue(self, call: "UnaryCall") -> None:
@@ -345,7 +346,7 @@ class UnaryCall(ForwardedCall):
         since = self._worker_since
         if since is not None:
             self._worker_since = None
-            self._host.give_worker_back(now - since, now)
+            self._host.give_worker_back(outcome_of(end.delivery, end.code), now - since, now)
 
     def _finish(self, verdict: Verdict, now: float) -> None:
         if self._in_queue:

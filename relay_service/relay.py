@@ -14,6 +14,7 @@ from relay_service.core.admission import Admission, Demand, Offer
 from relay_service.core.budget import RetryGate
 from relay_service.core.call import Call
 from relay_service.core.evidence import Safety
+from relay_service.core.limit import Outcome
 from relay_service.core.policy import NO_RETRY, MethodPolicy, RelayPolicy, RetryPolicy
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
@@ -225,9 +226,9 @@ class Relay:
             offer.displaced.shed(Reason.SHED_BY_CRITICALITY, now)
         return offer
 
-    def give_worker_back(self, held_s: float, now: float) -> None:
+    def give_worker_back(self, outcome: Outcome, held_s: float, now: float) -> None:
         """Hand the free worker to the next call in the queue that can still be answered in time."""
-        self._admission.release(held_s, now)
+        self._admission.release(outcome, held_s, now)
         while (grant := self._admission.grant(now)) is not None:
             if grant.refusal is None:
                 grant.ticket.worker_granted(now)

@@ -35,6 +35,13 @@ REASONS: Mapping[Reason, Explanation] = MappingProxyType(
             "Callers: come back when grpc-retry-pushback-ms or RetryInfo says. Mark with relay-criticality "
             "only what users see as CRITICAL; if everything is, nothing is.",
         ),
+        Reason.CONCURRENCY_LIMIT: Explanation(
+            Reason.CONCURRENCY_LIMIT.meaning,
+            "relay.admission.limit adapts the number of attempts to what the service takes, that number is "
+            "under way, and relay.admission.queueCapacity is 0. Nothing was executed.",
+            "Callers: come back when grpc-retry-pushback-ms or RetryInfo says. Operators: a short queue "
+            "evens out bursts; limit and baseline are in `relay stats`.",
+        ),
         Reason.DEADLINE_INFEASIBLE: Explanation(
             Reason.DEADLINE_INFEASIBLE.meaning,
             "All workers were busy, and the calls that would be served first, at the rate at which calls "
@@ -177,7 +184,7 @@ CODES: Mapping[Code, Explanation] = MappingProxyType(
         Code.RESOURCE_EXHAUSTED: Explanation(
             "a limit was reached",
             "The relay refused for overload (reasons QUEUE_FULL, SHED_BY_CRITICALITY, "
-            "DEADLINE_INFEASIBLE, STREAM_LIMIT) or "
+            "CONCURRENCY_LIMIT, DEADLINE_INFEASIBLE, STREAM_LIMIT) or "
             "size (MESSAGE_TOO_LARGE), or the upstream refused. It is retried only when pushback or "
             "RetryInfo says when.",
             "Look at the reason in ErrorInfo, and return when RetryInfo says.",

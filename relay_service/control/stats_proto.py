@@ -98,6 +98,7 @@ def _queue(queue: QueueStatus) -> admin_pb2.Queue:
         ],
         displaced=queue.admission.displaced,
         service_time=duration(queue.admission.service_s),
+        baseline=duration(queue.admission.baseline_s),
     )
 
 

@@ -1,9 +1,10 @@
 """Who gets a worker now, who waits, and who is refused.
 
-A worker is the right to have one attempt under way. Work waits in one bounded queue: higher classes
-leave it first, and within a class the first in is the first out. When there is no room, a call takes
-the place of the newest call of the lowest class below its own, and is refused only if there is none.
-Lower classes may fill only a share of the queue, so they are refused before it is full. What is
+A worker is the right to have one attempt under way; how many there are is said by a
+`relay_service.core.limit.ConcurrencyLimit`, which may change its mind. Work waits in one bounded queue:
+higher classes leave it first, and within a class the first in is the first out. When there is no room, a
+call takes the place of the newest call of the lowest class below its own, and is refused only if there is
+none. Lower classes may fill only a share of the queue, so they are refused before it is full. What is
 refused is told when to come back, computed from how fast the queue has been draining.
 
 Work that cannot end in time is not begun. A call that would have to wait is refused at once when the
@@ -24,8 +25,9 @@ from random import Random
 from typing import Any, Generic, TypeVar
 
 from relay_service.core.criticality import DEFAULT_CRITICALITY, Criticality
+from relay_service.core.limit import Outcome, make_limit
 from relay_service.core.pace import DrainRate, ServiceTime
-from relay_service.core.policy import AdmissionPolicy
+from relay_service.core.policy import AdmissionPolicy, LimitKind
 from relay_service.core.reason import Reason
 
 OBSERVATIONS_MIN = 30
@@ -87,6 +89,10 @@ class AdmissionState:
     """Calls that lost their place in the queue to a higher class."""
     service_s: float = 0.0
     """The learned quantile of the service time; 0 while nothing is known."""
+    workers: int = 0
+    """Workers that there may be now."""
+    baseline_s: float = 0.0
+    """What an attempt takes without load, as far as the concurrency limit has learned it; else 0."""
 
 
 class Admission(Generic[Ticket]):
@@ -101,6 +107,7 @@ class Admission(Generic[Ticket]):
         "_demands",
         "_displaced",
         "_drain",
+        "_limit",
         "_policy",
         "_queued",
         "_queues",
@@ -118,6 +125,7 @@ class Admission(Generic[Ticket]):
         self._busy = 0
         self._streams = 0
         self._displaced = 0
+        self._limit = make_limit(policy, now)
         self._drain = DrainRate(now)
         self._service = ServiceTime(policy.feasibility_quantile or 0.9)
 
@@ -137,6 +145,11 @@ class Admission(Generic[Ticket]):
         return self._busy
 
     @property
+    def workers(self) -> int:
+        """Workers that there may be now. More may still be taken, just after the limit was lowered."""
+        return self._limit.limit
+
+    @property
     def streams(self) -> int:
         """Streaming calls that are open."""
         return self._streams
@@ -144,17 +157,21 @@ class Admission(Generic[Ticket]):
     def state(self) -> AdmissionState:
         """The queue as it stands."""
         queued = {criticality: len(self._queues[criticality]) for criticality in Criticality}
-        return AdmissionState(queued, self._displaced, self._service.quantile_s)
+        return AdmissionState(
+            queued, self._displaced, self._service.quantile_s, self._limit.limit, self._limit.baseline_s
+        )
 
     def refusal(self, demand: Demand, now: float) -> Reason | None:
         """Why an offer made now would be refused; None when it would not."""
-        if self._busy < self._policy.workers:
+        if self._busy < self._limit.limit:
             return None
         return self._no_room(demand.criticality) or self._infeasible(demand, now)
 
     def _no_room(self, criticality: Criticality) -> Reason | None:
         if self._queued < self._room[criticality] or self._lowest_below(criticality) is not None:
             return None
+        if self._policy.queue_capacity == 0 and self._policy.limit.kind is not LimitKind.FIXED:
+            return Reason.CONCURRENCY_LIMIT
         sheds_early = self._room[criticality] < self._policy.queue_capacity
         return Reason.SHED_BY_CRITICALITY if sheds_early else Reason.QUEUE_FULL
 
@@ -178,7 +195,7 @@ class Admission(Generic[Ticket]):
         says nothing about what could.
         """
         ahead = sum(len(queue) for queue in self._queues[criticality:])
-        could_per_s = self._policy.workers / max(self._service.mean_s, 1e-9)
+        could_per_s = self._limit.limit / max(self._service.mean_s, 1e-9)
         return (ahead + 1) / max(self._drain.per_second(now), could_per_s)
 
     def offer(self, ticket: Ticket, demand: Demand, now: float) -> Offer[Ticket]:
@@ -186,7 +203,7 @@ class Admission(Generic[Ticket]):
 
         The displaced ticket, if any, has left the queue; tell it SHED_BY_CRITICALITY.
         """
-        if self._busy < self._policy.workers:
+        if self._busy < self._limit.limit:
             self._busy += 1
             return _STARTED
         if (reason := self.refusal(demand, now)) is not None:
@@ -199,10 +216,12 @@ class Admission(Generic[Ticket]):
         self._queued += 1
         return _QUEUED if displaced is None else Offer(Admitted.QUEUED, displaced=displaced)
 
-    def release(self, held_s: float, now: float) -> None:
+    def release(self, outcome: Outcome, held_s: float, now: float) -> None:
         """Give back a worker that was held for so long; ask `grant` who gets it until it says None."""
         self._drain.count(now)
-        self._service.observe(held_s)
+        if outcome is not Outcome.IGNORED:
+            self._service.observe(held_s)
+        self._limit.record(outcome, held_s, self._busy, now)
         self._busy -= 1
 
     def grant(self, now: float) -> Grant[Ticket] | None:
@@ -210,7 +229,7 @@ class Admission(Generic[Ticket]):
 
         One whose deadline is here is passed over without a word: its own timer ends it.
         """
-        while self._queued and self._busy < self._policy.workers:
+        while self._queued and self._busy < self._limit.limit:
             queue = next(queue for queue in reversed(self._queues) if queue)
             ticket, _ = queue.popitem(last=False)
             deadline = self._forget(ticket).deadline

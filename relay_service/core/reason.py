@@ -16,6 +16,10 @@ class Reason(Enum):
         Code.RESOURCE_EXHAUSTED,
         "there is no room in the queue for a call of this class",
     )
+    CONCURRENCY_LIMIT = (
+        Code.RESOURCE_EXHAUSTED,
+        "as many attempts are under way as the adaptive limit allows, and there is no queue",
+    )
     DEADLINE_INFEASIBLE = (
         Code.RESOURCE_EXHAUSTED,
         "the call could not be answered in the time that its deadline leaves",

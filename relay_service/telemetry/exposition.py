@@ -68,6 +68,12 @@ class AdmissionCollector(Collector):
             "How long an attempt holds a worker: the quantile that feasibility is judged by.",
             value=state.service_s,
         )
+        yield GaugeMetricFamily("relay_workers_limit", "Attempts that may be under way.", value=state.workers)
+        yield GaugeMetricFamily(
+            "relay_baseline_seconds",
+            "What an attempt takes without load, as far as an adaptive limit has learned it.",
+            value=state.baseline_s,
+        )
 
 
 def render(registry: CollectorRegistry, accept: str) -> tuple[str, bytes]:

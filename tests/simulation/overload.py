@@ -17,7 +17,7 @@ METHOD = "t.S/Unary"
 
 
 class Server:
-    """``workers`` at once, each busy for an exponential service time; the rest waits, first in first out.
+    """``workers`` at once, each busy for a service time; the rest waits, first in first out.
 
     An attempt that is cancelled while it waits leaves; one that is being served is served to its end.
     """
@@ -29,6 +29,8 @@ class Server:
         self.workers, self.service_s = workers, service_s
         self._waiting: deque[ServerAttempt] = deque()
         self._serving = 0
+        self.steady = False
+        """Service times within a half of their mean, instead of exponential ones."""
         self.silent = False
         """Takes everything and answers nothing."""
         self.served = 0
@@ -54,8 +56,12 @@ class Server:
             attempt = self._waiting.popleft()
             if not attempt.over:
                 self._serving += 1
-                until = self._clock.now + self._rng.expovariate(1 / self.service_s)
-                self._clock.call_at(until, self._served, attempt)
+                self._clock.call_at(self._clock.now + self._drawn_s(), self._served, attempt)
+
+    def _drawn_s(self) -> float:
+        if self.steady:
+            return self._rng.uniform(0.5, 1.5) * self.service_s
+        return self._rng.expovariate(1 / self.service_s)
 
     def _served(self, attempt: "ServerAttempt") -> None:
         self._serving -= 1
