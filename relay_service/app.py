@@ -68,7 +68,7 @@ async def serve(settings: Settings, policy: RelayPolicy, on_ready: Callable[[Add
     try:
         async with running(settings, policy) as app:
             on_ready(app.addresses)
-            await app.until_told_to_stop()
+            await app.stop_asked.wait()
             await app.drain()
     finally:
         log_stream.finish(timeout_s=1.0)
@@ -82,17 +82,20 @@ class App:
         rng = random.Random(settings.seed)
         self._settings = settings
         self._policy = policy
-        self._stop = asyncio.Event()
+        self.stop_asked = asyncio.Event()
+        """Set by SIGTERM, SIGINT or AdminService's Drain."""
         self._hurry = asyncio.Event()
         self._grace_s = settings.shutdown_grace_s
         self.timers = TimerWheel(loop)
         self.telemetry = Telemetry(_telemetry_settings(settings), rng=random.Random(rng.getrandbits(64)))
-        self.upstreams = {
-            name: self._upstream(name, upstream, rng) for name, upstream in policy.upstreams.items()
-        }
         self.descriptors = [
             UpstreamDescriptors(name, upstream.target) for name, upstream in policy.upstreams.items()
         ]
+        # What comes back after an outage may be another version: its methods are asked for again.
+        self.upstreams = {
+            known.name: self._upstream(known.name, policy.upstreams[known.name], rng, known.refresh_soon)
+            for known in self.descriptors
+        }
         catalog = ReflectedMethods(self.descriptors)
         self._own_services: dict[str, Upstream] = {}
         self.relay = Relay(
@@ -127,9 +130,21 @@ class App:
         )
         self._relay_address = ""
 
-    def _upstream(self, name: str, policy: UpstreamPolicy, rng: random.Random) -> Upstream:
-        rng = random.Random(rng.getrandbits(64))
-        return Upstream(name, policy.target, self.timers, _upstream_settings(policy), rng=rng)
+    def _upstream(
+        self,
+        name: str,
+        policy: UpstreamPolicy,
+        rng: random.Random,
+        on_connected: Callable[[], None] | None = None,
+    ) -> Upstream:
+        return Upstream(
+            name,
+            policy.target,
+            self.timers,
+            _upstream_settings(policy),
+            rng=random.Random(rng.getrandbits(64)),
+            on_connected=on_connected,
+        )
 
     @property
     def addresses(self) -> Addresses:
@@ -137,7 +152,13 @@ class App:
         return Addresses(self._relay_address, self.control.admin_address, self.http.address)
 
     async def start(self, undo: contextlib.AsyncExitStack) -> None:
-        """Start back to front, the callers' address last; ``undo`` learns how to stop what was started."""
+        """Start back to front, the callers' address last; ``undo`` learns how to stop what was started.
+
+        From the first moment on a signal means: stop in order.
+        """
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self.stop)
         undo.callback(self.timers.close)
         self.telemetry.start()
         undo.push_async_callback(asyncio.to_thread, self.telemetry.shutdown)
@@ -168,18 +189,11 @@ class App:
 
     def stop(self, grace_s: float | None = None) -> None:
         """Begin to drain; asked a second time, end the drain at once."""
-        if self._stop.is_set():
+        if self.stop_asked.is_set():
             self._hurry.set()
         if grace_s is not None:
             self._grace_s = grace_s
-        self._stop.set()
-
-    async def until_told_to_stop(self) -> None:
-        """Wait for SIGTERM, SIGINT or AdminService's Drain."""
-        loop = asyncio.get_running_loop()
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, self.stop)
-        await self._stop.wait()
+        self.stop_asked.set()
 
     async def drain(self) -> None:
         """Let callers go elsewhere and finish what they are owed, within the grace.
@@ -236,6 +250,7 @@ def _upstream_settings(policy: UpstreamPolicy) -> UpstreamSettings:
         connect_timeout_s=policy.connect_timeout_s,
         backoff_initial_s=policy.reconnect_backoff_min_s,
         backoff_max_s=policy.reconnect_backoff_max_s,
+        patience_s=policy.patience_s,
     )
 
 

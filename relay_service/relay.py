@@ -35,6 +35,9 @@ from relay_service.ports import (
 UNAUTHENTICATED_TENANT = ""
 """All callers without a verified identity are one tenant."""
 
+HELD_REQUEST_BYTES_MAX = 256 * 1024 * 1024
+"""Request bytes of all unary calls, held for their attempts; beyond it calls find the queue full."""
+
 OWN_SERVICE_POLICY = MethodPolicy(
     default_timeout_s=None, max_timeout_s=None, attempt_timeout_s=None, retry=NO_RETRY, replay_buffer_bytes=0
 )
@@ -84,6 +87,8 @@ class Relay:
         self._gates = {name: RetryGate(policy.budget, policy.throttling, now()) for name in policy.upstreams}
         self._own_gate = RetryGate(None, None, now())
         self._in_flight = 0
+        self._held_bytes = 0
+        self._own_calls: set[StreamCall] = set()
         self._draining = False
 
     # What others may look at --------------------------------------------------------------------
@@ -109,8 +114,11 @@ class Relay:
         return self._draining
 
     def drain(self) -> None:
-        """Refuse new calls from now on; those under way go on."""
+        """Refuse new calls from now on; those under way go on, but for calls to our own services: a health
+        watch never ends by itself."""
         self._draining = True
+        for call in list(self._own_calls):
+            call.turn_away()
 
     # A call arrives -----------------------------------------------------------------------------
 
@@ -151,8 +159,10 @@ class Relay:
             attempt_limit_s=None,
             gate=self._own_gate,
             rng=self._rng,
+            streaming=True,
         )
         call = StreamCall(self, plan, machine, reply, observer)
+        self._own_calls.add(call)
         call.begin(now)
         return call
 
@@ -165,12 +175,12 @@ class Relay:
         policy = self._policy.method_policy(head.method)
         facts = self._catalog.facts(upstream, head.method)
         safety = policy.safety or (facts.safety if facts else None) or Safety.NONE
-        unary = _is_unary(policy, facts, safety)
+        unary = head.unary or _is_unary(policy, facts, safety)
         hops = contract.hops(head.metadata)
         if hops >= self._policy.max_hops:
             raise Refusal(Reason.HOP_LIMIT)
         known = facts is not None or policy.unary is not None
-        key = _key(head, policy, streaming=known and not unary)
+        key = _key(head, policy, hops, streaming=known and not unary)
         deadline = _deadline(head, policy, now, unary=unary)
         plan = Plan(
             head.method,
@@ -188,6 +198,7 @@ class Relay:
             attempt_limit_s=policy.attempt_timeout_s if unary else None,
             gate=self._gates[upstream],
             rng=self._rng,
+            streaming=not unary,
         )
         if unary:
             return self._unary(plan, machine, reply, observer, now)
@@ -205,7 +216,7 @@ class Relay:
         self, plan: Plan, machine: Call, reply: Reply, observer: CallObserver, now: float
     ) -> StreamCall:
         if not self._admission.open_stream():
-            raise Refusal(Reason.STREAM_LIMIT, self.pushback_s(Reason.STREAM_LIMIT, now))
+            raise Refusal(Reason.STREAM_LIMIT, self._admission.stream_pushback_s(self._rng))
         self._in_flight += 1
         call = StreamCall(self, plan, machine, reply, observer)
         call.begin(now)
@@ -227,13 +238,33 @@ class Relay:
         return offer
 
     def give_worker_back(self, outcome: Outcome, held_s: float, now: float) -> None:
-        """Hand the free worker to the next call in the queue that can still be answered in time."""
+        """Count the attempt's end, and hand the worker on."""
         self._admission.release(outcome, held_s, now)
+        self._hand_out(now)
+
+    def worker_unused(self, now: float) -> None:
+        """Hand the worker on."""
+        self._admission.hand_back()
+        self._hand_out(now)
+
+    def _hand_out(self, now: float) -> None:
+        """Give free workers to the next calls in the queue that can still use them."""
         while (grant := self._admission.grant(now)) is not None:
-            if grant.refusal is None:
-                grant.ticket.worker_granted(now)
-            else:
+            if grant.refusal is not None:
                 grant.ticket.shed(grant.refusal, now)
+            elif not grant.ticket.worker_granted(now):
+                self._admission.hand_back()
+
+    def hold_request(self, size_bytes: int) -> bool:
+        """Count request bytes that are held, up to `HELD_REQUEST_BYTES_MAX`."""
+        if self._held_bytes + size_bytes > HELD_REQUEST_BYTES_MAX:
+            return False
+        self._held_bytes += size_bytes
+        return True
+
+    def let_go_of_request(self, size_bytes: int) -> None:
+        """They are held no longer."""
+        self._held_bytes -= size_bytes
 
     def leave_queue(self, call: UnaryCall) -> None:
         """The call waits no longer."""
@@ -248,6 +279,7 @@ class Relay:
     def call_ended(self, call: ForwardedCall) -> None:
         """Count it out."""
         if not call.limited:
+            self._own_calls.discard(call)
             return
         if isinstance(call, StreamCall):
             self._admission.close_stream()
@@ -286,8 +318,11 @@ def _deadline(head: CallHead, policy: MethodPolicy, now: float, *, unary: bool) 
     return now + timeout_s
 
 
-def _key(head: CallHead, policy: MethodPolicy, *, streaming: bool) -> bytes | None:
-    """The key to send upstream, derived from the caller's; None without one."""
+def _key(head: CallHead, policy: MethodPolicy, hops: int, *, streaming: bool) -> bytes | None:
+    """The key to send upstream, derived from the caller's; None without one.
+
+    A relay before this one has derived it already: the upstream must see one key whichever way a call came.
+    """
     try:
         key = contract.idempotency_key(head.metadata)
     except contract.MalformedKeyError:
@@ -298,6 +333,8 @@ def _key(head: CallHead, policy: MethodPolicy, *, streaming: bool) -> bytes | No
         return None
     if streaming:
         raise Refusal(Reason.IDEMPOTENCY_KEY_INVALID)
+    if hops and contract.is_derived(key):
+        return key
     return contract.derived_key(UNAUTHENTICATED_TENANT, head.method, key)
 
 

@@ -70,16 +70,9 @@ def _lay_over(merged: Merged, document: Document) -> None:
     merged.throttling = content.retry_throttling or merged.throttling
     merged.upstreams |= relay.upstreams
     merged.routes = relay.routes or merged.routes
-    _lay_admission(merged, relay.admission.fields_given())
+    merged.admission_fields |= relay.admission.fields_given()
     merged.budget_fields |= relay.retry_budget.fields_given()
     if "max_hops" in relay.model_fields_set:
         merged.max_hops = relay.max_hops
     if "off" in relay.model_fields_set:
         merged.off = frozenset(relay.off)
-
-
-def _lay_admission(merged: Merged, given: Mapping[str, Any]) -> None:
-    """A number of workers over an adaptive limit means that number: ignoring it would be a surprise."""
-    if "workers" in given and "limit" not in given:
-        merged.admission_fields.pop("limit", None)
-    merged.admission_fields |= given

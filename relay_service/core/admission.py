@@ -224,22 +224,28 @@ class Admission(Generic[Ticket]):
         self._limit.record(outcome, held_s, self._busy, now)
         self._busy -= 1
 
-    def grant(self, now: float) -> Grant[Ticket] | None:
-        """The next ticket, when there is a worker for it: the first of the highest class that waits.
+    def hand_back(self) -> None:
+        """Give back a worker that was not needed; ask `grant` who gets it."""
+        self._busy -= 1
 
-        One whose deadline is here is passed over without a word: its own timer ends it.
-        """
-        while self._queued and self._busy < self._limit.limit:
-            queue = next(queue for queue in reversed(self._queues) if queue)
-            ticket, _ = queue.popitem(last=False)
-            deadline = self._forget(ticket).deadline
-            if deadline is not None and deadline <= now:
-                continue
-            if deadline is not None and self._service_is_known and now + self._service.quantile_s > deadline:
-                return Grant(ticket, Reason.DEADLINE_INFEASIBLE)
+    def grant(self, now: float) -> Grant[Ticket] | None:
+        """The next ticket, when there is a worker for it: the first of the highest class that waits."""
+        if not self._queued or self._busy >= self._limit.limit:
+            return None
+        queue = next(queue for queue in reversed(self._queues) if queue)
+        ticket, _ = queue.popitem(last=False)
+        refusal = self._too_late(self._forget(ticket).deadline, now)
+        if refusal is None:
             self._busy += 1
-            return Grant(ticket)
-        return None
+        return Grant(ticket, refusal)
+
+    def _too_late(self, deadline: float | None, now: float) -> Reason | None:
+        if deadline is None:
+            return None
+        if deadline <= now:
+            return Reason.DEADLINE_PASSED
+        hopeless = self._service_is_known and now + self._service.quantile_s > deadline
+        return Reason.DEADLINE_INFEASIBLE if hopeless else None
 
     def withdraw(self, ticket: Ticket) -> None:
         """Take a waiting ticket off the queue (its caller went away or its deadline passed)."""
@@ -283,6 +289,10 @@ class Admission(Generic[Ticket]):
         rate = self._drain.per_second(now)
         drained_in_s = (self._queued + 1) / rate if rate > 0.0 else PUSHBACK_UNKNOWN_S
         return min(PUSHBACK_MAX_S, max(PUSHBACK_MIN_S, drained_in_s)) * rng.uniform(0.5, 1.5)
+
+    def stream_pushback_s(self, rng: Random) -> float:
+        """When a refused streaming call should return; how long the others will last, nobody can know."""
+        return PUSHBACK_UNKNOWN_S * rng.uniform(0.5, 1.5)
 
 
 def _shares(policy: AdmissionPolicy) -> tuple[float, ...]:

@@ -15,7 +15,16 @@ from random import Random
 
 from relay_service.core.backoff import Backoff
 from relay_service.core.budget import RetryGate
-from relay_service.core.evidence import Delivery, Evidence, Safety, classify
+from relay_service.core.evidence import (
+    SETTLING_CODES,
+    Delivery,
+    Ending,
+    Evidence,
+    Judgement,
+    Repeat,
+    Safety,
+    judge,
+)
 from relay_service.core.policy import RetryPolicy
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
@@ -36,6 +45,8 @@ class AttemptDone:
     message: str
     pushback_s: float | None = None
     """When the upstream said to come back; negative means not at all."""
+    responded: bool = False
+    """Whether response messages came before the end."""
     replayable: bool = True
     """Whether another attempt could be made: the request is still whole and nothing was delivered."""
 
@@ -136,6 +147,7 @@ class Call:
         "_rng",
         "_safety",
         "_state",
+        "_streaming",
     )
 
     def __init__(
@@ -148,9 +160,11 @@ class Call:
         attempt_limit_s: float | None,
         gate: RetryGate,
         rng: Random,
+        streaming: bool = False,
     ) -> None:
         self._retry = retry
         self._safety = safety
+        self._streaming = streaming
         self._may_repeat = safety.allows_repeat(has_key=has_key)
         self._deadline = deadline
         self._attempt_limit_s = attempt_limit_s
@@ -181,7 +195,6 @@ class Call:
             case AttemptDone(), State.ATTEMPTING:
                 return self._attempt_done(event, now)
             case Begin(), State.READY:
-                self._gate.first_attempt()
                 return self._start(now)
             case BackoffElapsed(), State.BACKING_OFF:
                 return self._start(now)
@@ -197,8 +210,12 @@ class Call:
                 return ()
 
     def _start(self, now: float) -> Actions:
+        if self._is_past(now):
+            return self._stop(DeadlinePassed())
         self._state = State.ATTEMPTING
         self._attempts += 1
+        if self._attempts == 1:
+            self._gate.first_attempt()
         return (StartAttempt(self._attempts, self._attempt_timeout_s(now)),)
 
     def _attempt_timeout_s(self, now: float) -> float | None:
@@ -212,36 +229,43 @@ class Call:
             self._gate.record(failed=False)
             self._evidence = Evidence.DEFINITE
             return self._finish(Code.OK, done.message, Origin.UPSTREAM, Fate.OK)
-        evidence = self.evidence_of(done)
-        settled = evidence is Evidence.DEFINITE and (
-            self._safety is Safety.KEYED or self._evidence < Evidence.AMBIGUOUS
-        )
-        self._evidence = evidence if settled else max(self._evidence, evidence)
+        judgement = self.judgement_of(done)
+        settled = self._safety is Safety.KEYED and done.code in SETTLING_CODES
+        if settled and judgement.evidence is Evidence.DEFINITE:
+            self._evidence = Evidence.DEFINITE
+        else:
+            self._evidence = max(self._evidence, judgement.evidence)
         self._last = done
-        self._gate.record(failed=evidence is not Evidence.DEFINITE)
         if self._pending is not None:
             return self._stop(self._pending)
-        return self._after_failure(done, evidence, now)
+        if judgement.repeat is not Repeat.NEVER:
+            self._gate.record(failed=True)
+        return self._after_failure(done, judgement, now)
 
-    def evidence_of(self, done: AttemptDone) -> Evidence:
-        """What this one attempt proves, under this call's policy."""
-        retryable = self._retry.retryable_codes
-        return classify(
-            done.delivery, done.code, pushback_given=done.pushback_s is not None, retryable=retryable
+    def judgement_of(self, done: AttemptDone) -> Judgement:
+        """What this one attempt means, under this call's policy."""
+        ending = Ending(
+            done.delivery, done.code, done.pushback_s is not None, done.responded, self._streaming
         )
+        return judge(ending, self._retry.retryable_codes)
 
-    def _after_failure(self, done: AttemptDone, evidence: Evidence, now: float) -> Actions:
-        if evidence is Evidence.DEFINITE or (evidence is Evidence.AMBIGUOUS and not self._may_repeat):
+    def _after_failure(self, done: AttemptDone, judgement: Judgement, now: float) -> Actions:
+        if judgement.repeat is Repeat.NEVER:
+            return self._give_up(Reason.MESSAGE_TOO_LARGE if done.delivery is Delivery.NOT_SENT else None)
+        if judgement.repeat is Repeat.IF_HARMLESS and not self._may_repeat:
             return self._give_up(None)
         if not done.replayable or self._attempts >= self._retry.max_attempts:
             return self._give_up(Reason.RETRIES_EXHAUSTED)
         delay_s = self._delay_s(done.pushback_s)
-        if delay_s is None or (self._deadline is not None and now + delay_s >= self._deadline):
+        if delay_s is None or self._is_past(now + delay_s):
             return self._give_up(Reason.RETRIES_EXHAUSTED)
         if not self._gate.allow_retry(now):
             return self._give_up(Reason.BUDGET_EXHAUSTED)
         self._state = State.BACKING_OFF
         return (WaitBackoff(now + delay_s),)
+
+    def _is_past(self, when: float) -> bool:
+        return self._deadline is not None and when >= self._deadline
 
     def _delay_s(self, pushback_s: float | None) -> float | None:
         """The wait before the next attempt; None when the upstream said not to come back."""
@@ -256,7 +280,7 @@ class Call:
         """End with the last attempt's status, unless what is known says something worse."""
         last = self._last
         assert last is not None, "a call gives up only after an attempt"  # noqa: S101 (states that cannot be)
-        if last.delivery is Delivery.ANSWERED and self.evidence_of(last) >= self._evidence:
+        if last.delivery is Delivery.ANSWERED and self.judgement_of(last).evidence >= self._evidence:
             return self._finish(last.code, last.message, Origin.UPSTREAM, Fate.ERROR, reason)
         if self._outcome_unknown:
             return self._finish(

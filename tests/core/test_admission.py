@@ -86,6 +86,19 @@ def test_workers_and_queue_never_exceed_their_limits(steps: list[str]) -> None:
         assert (gate.busy, gate.queued) == (running, len(waiting))
 
 
+def test_a_worker_that_is_not_needed_goes_to_the_next_and_teaches_nothing() -> None:
+    gate = admission()
+    for ticket in range(5):
+        gate.offer(ticket, PLAIN, 0.0)
+    tickets = [handed(gate)]
+    for _ in range(3):
+        gate.hand_back()
+        grant = gate.grant(0.0)
+        tickets.append(grant.ticket if grant else None)
+    assert tickets == [2, 3, 4, None]
+    assert (gate.busy, gate.drain_per_second(0.0)) == (1, 1.0)
+
+
 def test_pushback_follows_the_drain_rate_and_is_jittered() -> None:
     gate = admission(workers=1, queue=10)
     for ticket in range(11):
@@ -296,6 +309,7 @@ def test_expired_work_is_never_started_and_hopeless_work_is_told_so() -> None:
     gate.offer("hopeless", Demand(deadline=0.55), 0.0)
     gate.offer("fine", Demand(deadline=0.9), 0.0)
     gate.release(Outcome.SUCCESS, 0.1, 0.5)
+    assert gate.grant(0.5) == Grant("expired", Reason.DEADLINE_PASSED)
     assert gate.grant(0.5) == Grant("hopeless", Reason.DEADLINE_INFEASIBLE)
     assert gate.grant(0.5) == Grant("fine")
     assert (gate.grant(0.5), gate.queued, gate.busy) == (None, 0, 1)

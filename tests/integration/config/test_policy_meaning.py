@@ -59,7 +59,7 @@ def test_preset_default_retries_within_a_fifth_of_the_traffic() -> None:
     policy = load_policy("default", TARGET)
     assert policy.method_policy("a.B/C") == MethodPolicy(retry=RetryPolicy())
     assert policy.budget == RetryBudgetPolicy(ratio=0.2, burst=10, floor_per_s=0)
-    assert policy.admission == AdmissionPolicy(limit=LimitPolicy(LimitKind.GRADIENT))
+    assert policy.admission == AdmissionPolicy()
     assert policy.upstreams == {"upstream": UpstreamPolicy(TARGET)}
     assert policy.route("any.Service/Method") == "upstream"
 
@@ -179,15 +179,7 @@ def test_a_grpc_timeout_is_default_and_cap_and_the_relays_own_words_tell_them_ap
     assert (method.default_timeout_s, method.max_timeout_s) == (default_s, max_s)
 
 
-def test_workers_over_an_adaptive_limit_make_it_fixed(loaded) -> None:
-    assert loaded({"relay": {"preset": "default"}}).admission.limit == LimitPolicy(
-        LimitKind.GRADIENT, min=4, max=1000
-    )
-    admission = loaded({"relay": {"preset": "default", "admission": {"workers": 7}}}).admission
-    assert (admission.workers_max, admission.limit.kind) == (7, LimitKind.FIXED)
-
-
-def test_the_limit_of_a_file_replaces_that_of_its_preset_whole(loaded) -> None:
+def test_a_file_says_how_the_limit_adapts(loaded) -> None:
     limit = {"kind": "aimd", "max": 50, "latencyObjective": "0.2s"}
     admission = loaded({"relay": {"preset": "default", "admission": {"limit": limit}}}).admission
     assert admission.limit == LimitPolicy(LimitKind.AIMD, max=50, latency_objective_s=0.2)
