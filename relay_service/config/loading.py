@@ -16,6 +16,8 @@ from relay_service.core.policy import (
     WIDE_OPEN,
     AdmissionPolicy,
     Jitter,
+    LimitKind,
+    LimitPolicy,
     MethodPolicy,
     RelayPolicy,
     RetryBudgetPolicy,
@@ -65,7 +67,7 @@ def build_policy(document: Document, target: str) -> RelayPolicy:
         upstreams=upstreams,
         methods={pattern: _method_policy(merged, pattern) for pattern in merged.patterns() | {""}},
         routes=tuple(Route(route.service or "", route.method, route.upstream) for route in merged.routes),
-        admission=WIDE_OPEN if "admission" in merged.off else AdmissionPolicy(**merged.admission_fields),
+        admission=WIDE_OPEN if "admission" in merged.off else _admission(merged),
         budget=None if "retryBudget" in merged.off else RetryBudgetPolicy(**merged.budget_fields),
         throttling=_throttling(merged),
         max_hops=merged.max_hops,
@@ -134,6 +136,15 @@ def _switched_off(off: frozenset[str]) -> dict[str, Any]:
     if "deadlines" in off:
         changes |= {"default_timeout_s": None, "max_timeout_s": None}
     return changes
+
+
+def _admission(merged: Merged) -> AdmissionPolicy:
+    given = dict(merged.admission_fields)
+    block = given.pop("limit", None)
+    if block is not None:
+        fields = block.fields_given()
+        given["limit"] = LimitPolicy(**(fields | {"kind": LimitKind(fields["kind"])}))
+    return AdmissionPolicy(**given)
 
 
 def _throttling(merged: Merged) -> RetryThrottling | None:

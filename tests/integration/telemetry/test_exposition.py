@@ -6,7 +6,11 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from relay_service.core.admission import Admission, Demand
+from relay_service.core.criticality import Criticality
+from relay_service.core.policy import AdmissionPolicy
 from relay_service.core.reason import Reason
+from relay_service.telemetry.exposition import AdmissionCollector
 
 
 def _samples(families) -> dict[tuple, float]:
@@ -97,3 +101,14 @@ def test_snapshot_and_text_agree(telemetry, calls) -> None:
     assert (totals.received, totals.ok, totals.refused, totals.in_flight) == (4, 2, 1, 1)
     assert totals.by_reason == {Reason.QUEUE_FULL.name: 1}
     assert replace(totals, received=0) != totals
+
+
+def test_the_queue_is_shown_by_class(telemetry) -> None:
+    admission: Admission[str] = Admission(AdmissionPolicy(queue_capacity=2, workers=1), 0.0)
+    for ticket, criticality in (("a", 2), ("b", 0), ("c", 2), ("d", 2)):
+        admission.offer(ticket, Demand(Criticality(criticality)), 0.0)
+    telemetry.registry.register(AdmissionCollector(admission.state))
+    samples = _samples(parse_text(telemetry.prometheus_text()[1].decode()))
+    assert samples["relay_queued", ("criticality", "CRITICAL")] == 2
+    assert samples["relay_queued", ("criticality", "SHEDDABLE")] == 0
+    assert samples["relay_displaced_total",] == 1
