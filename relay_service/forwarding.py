@@ -17,6 +17,7 @@ from relay_service.core.admission import Admitted
 from relay_service.core.call import (
     Aborted,
     Actions,
+    AnswerBegan,
     AttemptDone,
     BackoffElapsed,
     Begin,
@@ -65,7 +66,7 @@ class Host(Protocol):
         """Ask for a worker; when QUEUED, `UnaryCall.worker_granted` follows or `leave_queue` ends it."""
 
     def give_worker_back(self, now: float) -> None:
-        """The worker is free for the next in the queue."""
+        """The worker is free for the next in the queue that can use it."""
 
     def leave_queue(self, call: "UnaryCall") -> None:
         """The call waits no longer."""
@@ -305,8 +306,8 @@ class UnaryCall(ForwardedCall):
         now = self._host.now()
         match self._host.take_worker(self):
             case Admitted.STARTED:
-                self._holds_worker = True
-                self._handle(then, now)
+                if not self._use_worker(then, now):
+                    self._host.give_worker_back(now)
             case Admitted.QUEUED:
                 self._in_queue = True
                 self._observer.queued(now)
@@ -315,12 +316,20 @@ class UnaryCall(ForwardedCall):
             case Admitted.REFUSED:
                 self._handle(RetryRefused(), now)
 
-    def worker_granted(self, now: float) -> None:
-        """The wait in the queue is over."""
+    def worker_granted(self, now: float) -> bool:
+        """The wait in the queue is over. False hands the worker on: the call ended without an attempt."""
         self._in_queue = False
-        self._holds_worker = True
         self._observer.dequeued(now)
-        self._handle(Begin() if self._machine.state is State.READY else BackoffElapsed(), now)
+        return self._use_worker(Begin() if self._machine.state is State.READY else BackoffElapsed(), now)
+
+    def _use_worker(self, then: Event, now: float) -> bool:
+        """Go on with a worker; False when that took none, because a breaker refused the attempt."""
+        self._holds_worker = True
+        self._handle(then, now)
+        if self._holds_worker and self._attempt is None:
+            self._holds_worker = False
+            return False
+        return True
 
     def _attempt_over(self, end: AttemptEnd, now: float) -> None:
         super()._attempt_over(end, now)
@@ -445,6 +454,7 @@ class StreamCall(ForwardedCall):
         """Send them on at once: a conversation may wait for them. This commits the call."""
         if attempt is self._attempt:
             self._replay = None
+            self._handle(AnswerBegan(), self._host.now())
             self._reply.send_headers(headers)
 
     def on_response_data(self, attempt: Attempt, data: bytes) -> None:

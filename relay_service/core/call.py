@@ -14,6 +14,7 @@ from enum import Enum
 from random import Random
 
 from relay_service.core.backoff import Backoff
+from relay_service.core.breaker import CircuitBreaker, Outcome, Permit, Work
 from relay_service.core.budget import RetryGate
 from relay_service.core.evidence import Delivery, Evidence, Safety, classify
 from relay_service.core.policy import RetryPolicy
@@ -25,6 +26,11 @@ from relay_service.core.verdict import Fate, Origin, Verdict
 @dataclass(frozen=True, slots=True)
 class Begin:
     """The call was admitted; a worker is there for its first attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerBegan:
+    """The upstream began to answer the attempt under way; its end is still to come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +75,9 @@ class Aborted:
     """When the caller should return; None says nothing about it."""
 
 
-Event = Begin | AttemptDone | BackoffElapsed | RetryRefused | DeadlinePassed | Cancelled | Aborted
+Event = (
+    Begin | AnswerBegan | AttemptDone | BackoffElapsed | RetryRefused | DeadlinePassed | Cancelled | Aborted
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +112,9 @@ class Finish:
 Action = StartAttempt | CancelAttempt | WaitBackoff | Finish
 Actions = tuple[Action, ...]
 
+DEADLINE_RACE_S = 0.02
+"""A client whose deadline passes resets its stream, and that may arrive just before our own timer fires."""
+
 
 class State(Enum):
     """Where a call stands."""
@@ -118,24 +129,28 @@ class Call:
     """Retries by evidence, within the budget and the deadline, and the verdict that follows.
 
     ``attempt_limit_s`` is None for calls whose attempts may last as long as the call (streams).
-    ``deadline`` is monotonic seconds or None. State: where the call stands, the attempts made, the worst
-    evidence so far, how the last attempt ended, and the verdict that waits for a cancelled attempt.
+    ``deadline`` is monotonic seconds or None. ``breaker`` is asked before each attempt; None lets all
+    through. State: where the call stands, the attempts made, the breaker's permit for the one under way,
+    the worst evidence so far, how the last attempt ended, and the verdict that waits for a cancelled attempt.
     """
 
     __slots__ = (
         "_attempt_limit_s",
         "_attempts",
         "_backoff",
+        "_breaker",
         "_deadline",
         "_evidence",
         "_gate",
         "_last",
         "_may_repeat",
         "_pending",
+        "_permit",
         "_retry",
         "_rng",
         "_safety",
         "_state",
+        "_work",
     )
 
     def __init__(
@@ -148,6 +163,8 @@ class Call:
         attempt_limit_s: float | None,
         gate: RetryGate,
         rng: Random,
+        breaker: CircuitBreaker | None = None,
+        work: Work = Work.CALL,
     ) -> None:
         self._retry = retry
         self._safety = safety
@@ -156,6 +173,9 @@ class Call:
         self._attempt_limit_s = attempt_limit_s
         self._gate = gate
         self._rng = rng
+        self._breaker = breaker
+        self._work = work
+        self._permit: Permit | None = None
         self._state = State.READY
         self._attempts = 0
         self._evidence = Evidence.NOT_SENT
@@ -181,7 +201,6 @@ class Call:
             case AttemptDone(), State.ATTEMPTING:
                 return self._attempt_done(event, now)
             case Begin(), State.READY:
-                self._gate.first_attempt()
                 return self._start(now)
             case BackoffElapsed(), State.BACKING_OFF:
                 return self._start(now)
@@ -193,10 +212,20 @@ class Call:
                 return (CancelAttempt(Code.DEADLINE_EXCEEDED if late else Code.CANCELLED),)
             case ((DeadlinePassed() | Cancelled() | Aborted()), _):
                 return self._stop(event)
+            case AnswerBegan(), State.ATTEMPTING:
+                if self._breaker is not None and self._permit is not None:
+                    self._breaker.answering(self._permit, now)
+                return ()
             case _:
                 return ()
 
     def _start(self, now: float) -> Actions:
+        if self._breaker is not None:
+            self._permit = self._breaker.enter(self._work, now)
+            if self._permit is None:
+                return self._breaker_open(self._breaker, now)
+        if self._attempts == 0:
+            self._gate.first_attempt()
         self._state = State.ATTEMPTING
         self._attempts += 1
         return (StartAttempt(self._attempts, self._attempt_timeout_s(now)),)
@@ -209,10 +238,12 @@ class Call:
 
     def _attempt_done(self, done: AttemptDone, now: float) -> Actions:
         if done.code is Code.OK and done.delivery is Delivery.ANSWERED:
+            self._settle(Outcome.SUCCESS, now)
             self._gate.record(failed=False)
             self._evidence = Evidence.DEFINITE
             return self._finish(Code.OK, done.message, Origin.UPSTREAM, Fate.OK)
         evidence = self.evidence_of(done)
+        self._settle(self._says_of_upstream(done, evidence, now), now)
         settled = evidence is Evidence.DEFINITE and (
             self._safety is Safety.KEYED or self._evidence < Evidence.AMBIGUOUS
         )
@@ -222,6 +253,26 @@ class Call:
         if self._pending is not None:
             return self._stop(self._pending)
         return self._after_failure(done, evidence, now)
+
+    def _settle(self, outcome: Outcome, now: float) -> None:
+        if self._breaker is not None and self._permit is not None:
+            self._breaker.settle(self._permit, outcome, now)
+            self._permit = None
+
+    def _says_of_upstream(self, done: AttemptDone, evidence: Evidence, now: float) -> Outcome:
+        """What an attempt that did not succeed tells the breaker.
+
+        An attempt that was given up says nothing, unless its time was up: then it failed. A definite
+        answer is the caller's affair; and an upstream that sheds load (RESOURCE_EXHAUSTED) works as much
+        as it can, so that a breaker opening on it would turn some goodput into none.
+        """
+        match self._pending:
+            case Cancelled() if self._deadline is None or now < self._deadline - DEADLINE_RACE_S:
+                return Outcome.IGNORED
+            case Aborted():
+                return Outcome.IGNORED
+        sheds = done.delivery is Delivery.ANSWERED and done.code is Code.RESOURCE_EXHAUSTED
+        return Outcome.SUCCESS if evidence is Evidence.DEFINITE or sheds else Outcome.FAILURE
 
     def evidence_of(self, done: AttemptDone) -> Evidence:
         """What this one attempt proves, under this call's policy."""
@@ -238,6 +289,9 @@ class Call:
         delay_s = self._delay_s(done.pushback_s)
         if delay_s is None or (self._deadline is not None and now + delay_s >= self._deadline):
             return self._give_up(Reason.RETRIES_EXHAUSTED)
+        if self._breaker is not None and self._breaker.wait_s(now) > delay_s:
+            # The retry would find it open: say so now, with its cost unspent.
+            return self._breaker_open(self._breaker, now)
         if not self._gate.allow_retry(now):
             return self._give_up(Reason.BUDGET_EXHAUSTED)
         self._state = State.BACKING_OFF
@@ -264,6 +318,22 @@ class Call:
             )
         origin = Origin.UPSTREAM if last.delivery is Delivery.ANSWERED else Origin.RELAY
         return self._finish(last.code, last.message, origin, Fate.ERROR, reason)
+
+    def _breaker_open(self, breaker: CircuitBreaker, now: float) -> Actions:
+        """End because no attempt may be made now; what an earlier one left open is worse and goes first."""
+        last, reason = self._last, Reason.BREAKER_OPEN
+        if last is not None and self._outcome_unknown:
+            return self._finish(
+                Code.UNKNOWN, _unknown(last.message), Origin.RELAY, Fate.ERROR, Reason.OUTCOME_UNKNOWN
+            )
+        return self._finish(
+            Code.UNAVAILABLE,
+            reason.meaning,
+            Origin.RELAY,
+            self._failure_fate,
+            reason,
+            pushback_s=breaker.pushback_s(now, self._rng),
+        )
 
     @property
     def _outcome_unknown(self) -> bool:
