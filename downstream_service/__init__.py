@@ -1,0 +1,1 @@
+"""A payment service that fails on purpose, to practise on."""

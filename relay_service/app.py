@@ -7,7 +7,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, TextIO, cast
@@ -15,13 +15,12 @@ from typing import Any, TextIO, cast
 from relay_service.config.addresses import TcpAddress, UnixAddress, parse_address
 from relay_service.config.settings import Settings
 from relay_service.control.binding import BindError, cause_of
-from relay_service.control.descriptors import UpstreamDescriptors
+from relay_service.control.descriptors import ReflectedMethods, UpstreamDescriptors
 from relay_service.control.http import HttpServer
 from relay_service.control.names import FORWARDED_SERVICES
 from relay_service.control.server import ControlPlane, ControlSettings
 from relay_service.core.policy import RelayPolicy, UpstreamPolicy
 from relay_service.envelope import EnvelopeOpener
-from relay_service.methods import MethodFacts
 from relay_service.overview import Overview
 from relay_service.relay import Relay
 from relay_service.telemetry.log_stream import BackgroundStream
@@ -58,17 +57,6 @@ class Addresses:
     http: str
 
 
-class Catalog:
-    """What the upstreams' reflection told (a `relay_service.methods.MethodCatalog`)."""
-
-    def __init__(self, descriptors: Mapping[str, UpstreamDescriptors]) -> None:
-        self._descriptors = descriptors
-
-    def facts(self, upstream: str, method: str) -> MethodFacts | None:
-        """The facts of ``package.Service/Method``, or None while they are not known."""
-        return self._descriptors[upstream].facts(method)
-
-
 async def serve(settings: Settings, policy: RelayPolicy, on_ready: Callable[[Addresses], None]) -> None:
     """Run until SIGTERM or SIGINT, then drain; a second signal ends the drain.
 
@@ -101,10 +89,10 @@ class App:
         self.upstreams = {
             name: self._upstream(name, upstream, rng) for name, upstream in policy.upstreams.items()
         }
-        self.descriptors = {
-            name: UpstreamDescriptors(name, upstream.target) for name, upstream in policy.upstreams.items()
-        }
-        catalog = Catalog(self.descriptors)
+        self.descriptors = [
+            UpstreamDescriptors(name, upstream.target) for name, upstream in policy.upstreams.items()
+        ]
+        catalog = ReflectedMethods(self.descriptors)
         self._own_services: dict[str, Upstream] = {}
         self.relay = Relay(
             policy,
@@ -123,7 +111,7 @@ class App:
             ControlSettings(admin_address=settings.admin_listen),
             health=self.overview,
             stats=self.overview,
-            upstreams=list(self.descriptors.values()),
+            upstreams=self.descriptors,
             drain=self.stop,
             version=version("resilient-relay"),
         )
@@ -131,7 +119,7 @@ class App:
             settings.http_listen,
             health=self.overview,
             stats=self.overview,
-            upstreams=list(self.descriptors.values()),
+            upstreams=self.descriptors,
             metrics=self.telemetry.prometheus_text,
             version=version("resilient-relay"),
         )
@@ -162,7 +150,7 @@ class App:
         self._own_services.update(dict.fromkeys(FORWARDED_SERVICES, control))
         await self.http.start()
         undo.push_async_callback(self.http.stop)
-        await asyncio.gather(*(known.asked_once(REFLECTION_WAIT_S) for known in self.descriptors.values()))
+        await asyncio.gather(*(known.asked_once(REFLECTION_WAIT_S) for known in self.descriptors))
         self._relay_address = await self._listen(self._settings.listen)
         undo.push_async_callback(self.listener.close, 0.0)
 

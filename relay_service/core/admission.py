@@ -19,6 +19,8 @@ RATE_TIME_CONSTANT_S = 1.0
 
 PUSHBACK_MIN_S = 0.01
 PUSHBACK_MAX_S = 10.0
+PUSHBACK_UNKNOWN_S = 1.0
+"""What is told while nothing has left yet; all three before the jitter."""
 
 
 Ticket = TypeVar("Ticket", bound=Hashable)
@@ -138,6 +140,5 @@ class Admission(Generic[Ticket]):
     def pushback_s(self, now: float, rng: Random) -> float:
         """When a refused caller should return: the time the queue needs to empty, times 0.5 to 1.5."""
         rate = self._drain.per_second(now)
-        drained_in_s = (len(self._queue) + 1) / rate if rate > 0.0 else PUSHBACK_MAX_S
-        jittered_s = drained_in_s * rng.uniform(0.5, 1.5)
-        return min(PUSHBACK_MAX_S, max(PUSHBACK_MIN_S, jittered_s))
+        drained_in_s = (len(self._queue) + 1) / rate if rate > 0.0 else PUSHBACK_UNKNOWN_S
+        return min(PUSHBACK_MAX_S, max(PUSHBACK_MIN_S, drained_in_s)) * rng.uniform(0.5, 1.5)

@@ -1,0 +1,162 @@
+"""From what was measured to the page."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from chaos.findings import Finding, Verdict
+from chaos.history import History, Phase
+from chaos.model import Interval
+from chaos.report.series import percentile_of
+from chaos.report.timeline import phase_letter, timeline
+from chaos.report.waterfall import Waterfall, waterfall
+from chaos.traces import Traces, most_telling
+
+MARGIN_S = 0.4
+"""What is shown before and after a section's own phases."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A measured number beside its prediction, for the table."""
+
+    what: str
+    unit: str
+    """``%`` (values are shares), ``x`` (factors), or the name of what is counted."""
+    measured: float
+    expected: float | None = None
+    interval: Interval | None = None
+    verdict: Verdict | None = None
+    """None where nothing was promised."""
+
+    def show(self, value: float | None) -> str:
+        """A value in this measure's unit; a dash for none."""
+        if value is None:
+            return "\N{EN DASH}"
+        match self.unit:
+            case "%":
+                return f"{value:.2%}"
+            case "x":
+                return f"\N{MULTIPLICATION SIGN}{value:.3f}"
+            case _:
+                return f"{value:g} {self.unit}".rstrip()
+
+    def scale(self) -> Mapping[str, float]:
+        """Where expectation, measurement and interval lie on a bar from 0 to 100."""
+        marks = [self.measured]
+        marks += [self.expected] if self.expected is not None else []
+        marks += [self.interval.low, self.interval.high] if self.interval else []
+        low, high = min(marks), max(marks)
+        pad = (high - low) * 0.15 or 1.0
+        place = {"measured": self.measured, "expected": self.expected}
+        place |= {"low": self.interval.low, "high": self.interval.high} if self.interval else {}
+        span = high - low + 2 * pad
+        return {
+            key: round(100 * (value - low + pad) / span, 2)
+            for key, value in place.items()
+            if value is not None
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A chapter: one or more phases of the history with a story, promises and numbers."""
+
+    name: str
+    title: str
+    story: str
+    phases: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    measures: tuple[Measure, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All that the page says."""
+
+    title: str
+    lead: str
+    verdict: Verdict
+    history: History
+    sections: tuple[Section, ...]
+    findings: tuple[Finding, ...]
+    """Judged over the whole run."""
+    traces: Traces
+    replay_command: str
+
+
+def write(report: Report, path: Path) -> None:
+    """Write the page, which needs nothing beside it."""
+    path.write_text(render(report), encoding="utf-8")
+
+
+def render(report: Report) -> str:
+    """The page as text."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        head=report.history.head,
+        overview=_overview(report.history),
+        legend=[(phase_letter(report.history, phase), phase.title) for phase in report.history.phases],
+        figures={section.name: _figure(report.history, section) for section in report.sections},
+        phase_rows={section.name: _phase_rows(report.history, section) for section in report.sections},
+        waterfall=_telling_waterfall(report),
+        measures=[measure for section in report.sections for measure in section.measures],
+    )
+
+
+def _overview(history: History) -> Markup:
+    ends = [phase.end_s for phase in history.phases] + [call.done_s for call in history.calls]
+    begins = [phase.begin_s for phase in history.phases] + [call.intended_s for call in history.calls]
+    begin_s, end_s = min(begins, default=0.0), max(ends, default=1.0)
+    return timeline(history, "overview", "The whole run over time", begin_s, end_s)
+
+
+def _figure(history: History, section: Section) -> Markup:
+    phases = _phases(history, section)
+    if not phases:
+        return Markup()
+    begin_s = min(phase.begin_s for phase in phases)
+    end_s = max(phase.end_s for phase in phases)
+    margin_s = min(MARGIN_S, 0.05 * (end_s - begin_s))
+    return timeline(history, section.name, section.title, begin_s - margin_s, end_s + margin_s)
+
+
+def _phases(history: History, section: Section) -> list[Phase]:
+    return [phase for phase in history.phases if phase.name in section.phases]
+
+
+def _phase_rows(history: History, section: Section) -> list[dict[str, Any]]:
+    """Counts and latency of each phase."""
+    rows = []
+    for phase in _phases(history, section):
+        calls = history.in_phase(phase.name)
+        latencies_ms = [call.latency_s * 1000 for call in calls if call.sent_s is not None]
+        rows.append(
+            {
+                "letter": phase_letter(history, phase),
+                "title": phase.title,
+                "calls": len(calls),
+                "ok": sum(call.ok for call in calls),
+                "shed": sum(call.code == "RESOURCE_EXHAUSTED" for call in calls),
+                "failed": sum(not call.ok and call.code != "RESOURCE_EXHAUSTED" for call in calls),
+                "p50_ms": percentile_of(latencies_ms, 50),
+                "p99_ms": percentile_of(latencies_ms, 99),
+            }
+        )
+    return rows
+
+
+def _telling_waterfall(report: Report) -> Waterfall | None:
+    call = most_telling(report.history.calls, report.traces)
+    return waterfall(call, report.traces[call.trace_id]) if call is not None else None

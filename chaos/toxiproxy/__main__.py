@@ -1,0 +1,5 @@
+"""`python -m chaos.toxiproxy`: the verbs of `relay-chaos toxiproxy`."""
+
+from chaos.toxiproxy.cli import main
+
+main()

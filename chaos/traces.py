@@ -1,0 +1,164 @@
+"""Spans of several processes, read back from their OTLP JSON lines and joined by trace id.
+
+Format: https://opentelemetry.io/docs/specs/otel/protocol/file-exporter/ (ids in hex, times as strings of
+nanoseconds since the Unix epoch).
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from chaos.findings import Finding, judge, offender
+from chaos.history import CallRecord
+from chaos.tracing import CLIENT_SERVICE_NAME
+
+KINDS = ("UNSPECIFIED", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER")
+STATUS_ERROR = 2
+SPANS_MAX = 500_000
+"""Reading stops there, so that a run's report cannot take a machine's memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpanRecord:
+    """One span."""
+
+    trace_id: str
+    span_id: str
+    parent_id: str
+    """Empty at a root."""
+    name: str
+    service: str
+    kind: str
+    begin_unix_ns: int
+    end_unix_ns: int
+    error: bool
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def duration_s(self) -> float:
+        """How long it took."""
+        return (self.end_unix_ns - self.begin_unix_ns) / 1e9
+
+
+Traces = Mapping[str, Sequence[SpanRecord]]
+
+
+def read_traces(paths: Iterable[Path]) -> Traces:
+    """The spans of all files by trace id, each trace in order of beginning. A missing file holds none.
+
+    A torn last line (its writer was killed) ends a file.
+    """
+    by_trace: dict[str, list[SpanRecord]] = defaultdict(list)
+    spans_of_all = (span for path in paths if path.exists() for span in _read_file(path))
+    for span in islice(spans_of_all, SPANS_MAX):
+        by_trace[span.trace_id].append(span)
+    for spans in by_trace.values():
+        spans.sort(key=lambda span: (span.begin_unix_ns, -span.end_unix_ns))
+    return dict(by_trace)
+
+
+def _read_file(path: Path) -> Iterator[SpanRecord]:
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if not line.endswith("\n"):
+                return
+            yield from _spans_of(json.loads(line))
+
+
+def _spans_of(message: dict[str, Any]) -> Iterator[SpanRecord]:
+    for resource_spans in message.get("resourceSpans", ()):
+        resource = _attributes(resource_spans.get("resource", {}))
+        service = str(resource.get("service.name", "unknown"))
+        for scope_spans in resource_spans.get("scopeSpans", ()):
+            for span in scope_spans.get("spans", ()):
+                yield SpanRecord(
+                    trace_id=span["traceId"],
+                    span_id=span["spanId"],
+                    parent_id=span.get("parentSpanId", ""),
+                    name=span.get("name", ""),
+                    service=service,
+                    kind=KINDS[span.get("kind", 0)],
+                    begin_unix_ns=int(span["startTimeUnixNano"]),
+                    end_unix_ns=int(span["endTimeUnixNano"]),
+                    error=span.get("status", {}).get("code") == STATUS_ERROR,
+                    attributes=_attributes(span),
+                )
+
+
+def _attributes(owner: dict[str, Any]) -> dict[str, Any]:
+    return {item["key"]: _value(item.get("value", {})) for item in owner.get("attributes", ())}
+
+
+def _value(value: dict[str, Any]) -> Any:
+    match value:
+        case {"intValue": number}:
+            return int(number)
+        case {"arrayValue": array}:
+            return [_value(item) for item in array.get("values", ())]
+        case _:
+            return next(iter(value.values()), None)
+
+
+def depth_first(spans: Sequence[SpanRecord]) -> list[tuple[int, SpanRecord]]:
+    """A trace's spans, each after its parent and indented under it (depth 0 is a root).
+
+    A span whose parent is not among them counts as a root: better shown than hidden.
+    """
+    ids = {span.span_id for span in spans}
+    children: dict[str, list[SpanRecord]] = defaultdict(list)
+    for span in spans:
+        children[span.parent_id if span.parent_id in ids else ""].append(span)
+    ordered: list[tuple[int, SpanRecord]] = []
+    stack = [(0, span) for span in reversed(children[""])]
+    while stack:
+        depth, span = stack.pop()
+        ordered.append((depth, span))
+        stack += [(depth + 1, child) for child in reversed(children[span.span_id])]
+    return ordered
+
+
+def traces_are_whole(calls: Sequence[CallRecord], traces: Traces, minimum: int = 1) -> Finding:
+    """I7: the trace of every recorded call that was answered runs unbroken from the client on.
+
+    It has one root, the client's span; every other span's parent is in it; there is a span of another
+    process; and, for a call the relay answered, one CLIENT span of the relay's for each attempt it counts.
+    """
+    recorded = [call for call in calls if call.traced]
+    gaps = (
+        offender(call, what)
+        for call in recorded
+        if (what := _gap(call, traces.get(call.trace_id, ()))) is not None
+    )
+    return judge(
+        "I7", "every recorded trace is whole, from the client to the ledger", len(recorded), gaps, minimum
+    )
+
+
+def _gap(call: CallRecord, spans: Sequence[SpanRecord]) -> str | None:
+    """What is missing in a call's trace; None when nothing is."""
+    roots = [span for depth, span in depth_first(spans) if depth == 0]
+    if not roots:
+        return "no span"
+    if len(roots) > 1 or roots[0].service != CLIENT_SERVICE_NAME:
+        names = ", ".join(f"{span.service}: {span.name}" for span in roots)
+        return f"broken into {len(roots)} pieces ({names})"
+    if len({span.service for span in spans}) == 1:
+        return "ends at the client"
+    if call.attempts is not None:
+        made = sum(span.kind == "CLIENT" and span.service != CLIENT_SERVICE_NAME for span in spans)
+        if made != call.attempts:
+            return f"{made} attempt spans for {call.attempts} attempts"
+    return None
+
+
+def most_telling(calls: Iterable[CallRecord], traces: Traces) -> CallRecord | None:
+    """The recorded call whose picture explains most: a success after several attempts, else any with spans.
+
+    Among equals the first, so that a repeated run shows the same kind of call.
+    """
+    shown = [call for call in calls if call.traced and len(traces.get(call.trace_id, ())) > 1]
+    return max(shown, key=lambda call: (call.ok, min(call.attempts or 0, 3), -call.id), default=None)

@@ -1,0 +1,121 @@
+"""AdminService: look into the running relay and steer it."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Never, TypeAlias
+
+import grpc
+import grpc.aio
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import BadRequest
+from google.rpc.status_pb2 import Status
+
+from protos.relay.v1 import admin_pb2
+from protos.relay.v1.admin_pb2_grpc import AdminServiceServicer
+from relay_service.control.descriptors import UpstreamDescriptors
+from relay_service.control.sources import HealthSource, StatsSource
+from relay_service.control.stats_proto import health_message, stats_message
+
+WATCH_INTERVAL_S = 1.0
+WATCH_INTERVAL_MIN_S = 0.1
+WATCH_INTERVAL_MAX_S = 60.0
+DRAIN_GRACE_S = 30.0
+DRAIN_GRACE_MAX_S = 3600.0
+
+# Generic in its type stubs only.
+_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class Admin(AdminServiceServicer):
+    """Answers from the two sources; ``drain(grace_s)`` is what SIGTERM calls too and must return at once.
+
+    State: ``_draining``, set once.
+    """
+
+    def __init__(
+        self,
+        *,
+        health: HealthSource,
+        stats: StatsSource,
+        upstreams: Sequence[UpstreamDescriptors],
+        drain: Callable[[float], None],
+        version: str,
+    ) -> None:
+        self._health = health
+        self._stats = stats
+        self._descriptors = {upstream.name: upstream for upstream in upstreams}
+        self._drain = drain
+        self._version = version
+        self._draining = asyncio.Event()
+
+    def end_watches(self) -> None:
+        """Let every WatchStats send its last message and end."""
+        self._draining.set()
+
+    async def GetStats(
+        self, request: admin_pb2.GetStatsRequest, _context: _Context
+    ) -> admin_pb2.GetStatsResponse:
+        """Everything that is counted, now."""
+        return admin_pb2.GetStatsResponse(stats=self._look(request.method_prefix))
+
+    async def WatchStats(
+        self, request: admin_pb2.WatchStatsRequest, context: _Context
+    ) -> AsyncIterator[admin_pb2.WatchStatsResponse]:
+        """The same at once, at every interval, and a last time when the relay drains."""
+        interval_s = await _seconds(
+            context, request, "interval", WATCH_INTERVAL_S, (WATCH_INTERVAL_MIN_S, WATCH_INTERVAL_MAX_S)
+        )
+        is_last = False
+        while not is_last:
+            is_last = self._draining.is_set()
+            yield admin_pb2.WatchStatsResponse(stats=self._look(request.method_prefix))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(interval_s):
+                    await self._draining.wait()
+
+    async def GetHealth(
+        self, _request: admin_pb2.GetHealthRequest, _context: _Context
+    ) -> admin_pb2.GetHealthResponse:
+        """Health in detail."""
+        return health_message(self._health.health(), self._stats.stats(), self._descriptors, self._version)
+
+    async def Drain(self, request: admin_pb2.DrainRequest, context: _Context) -> admin_pb2.DrainResponse:
+        """Begin to drain and say how much there is left to finish. Asking twice changes nothing."""
+        grace_s = await _seconds(context, request, "grace", DRAIN_GRACE_S, (0.0, DRAIN_GRACE_MAX_S))
+        in_flight = self._stats.stats().calls.in_flight
+        self._drain(grace_s)
+        return admin_pb2.DrainResponse(in_flight=in_flight)
+
+    def _look(self, method_prefix: str) -> admin_pb2.Stats:
+        return stats_message(self._stats.stats(), self._descriptors, method_prefix)
+
+
+async def _seconds(
+    context: _Context,
+    request: admin_pb2.WatchStatsRequest | admin_pb2.DrainRequest,
+    field: str,
+    default_s: float,
+    bounds_s: tuple[float, float],
+) -> float:
+    """A duration field in seconds; ends the call with INVALID_ARGUMENT when it is out of bounds."""
+    if not request.HasField(field):  # type: ignore[arg-type]  # the stubs list each message's own field names
+        return default_s
+    given: Duration = getattr(request, field)
+    seconds = given.seconds + given.nanos / 1e9
+    least, most = bounds_s
+    if not least <= seconds <= most:
+        await _refuse_field(context, field, f"must lie between {least:g} s and {most:g} s, is {seconds:g} s")
+    return seconds
+
+
+async def _refuse_field(context: _Context, field: str, description: str) -> Never:
+    status = Status(code=grpc.StatusCode.INVALID_ARGUMENT.value[0], message=f"{field} {description}")
+    violation = BadRequest.FieldViolation(field=field, description=description)
+    status.details.add().Pack(BadRequest(field_violations=[violation]))
+    await context.abort(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        status.message,
+        (("grpc-status-details-bin", status.SerializeToString()),),
+    )
+    raise AssertionError("abort does not return")

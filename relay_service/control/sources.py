@@ -1,0 +1,103 @@
+"""What the control plane wants to know of the running relay, as values, and who tells it.
+
+The rest of the relay implements `HealthSource` and `StatsSource`; everything that is shown by
+AdminService, by health checks and by the HTTP port is read through these two.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from relay_service.core.budget import BudgetState
+from relay_service.telemetry.metrics import CallTotals, MethodStats
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStatus:
+    """The bounded queue, its workers, and the streaming calls, which have a limit of their own."""
+
+    length: int = 0
+    capacity: int = 0
+    workers_busy: int = 0
+    workers: int = 0
+    streams: int = 0
+    streams_max: int = 0
+    drain_per_s: float = 0.0
+    """Attempts that ended per second, smoothed; what pushback is computed from."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamStatus:
+    """The data plane's connections to one upstream."""
+
+    name: str
+    target: str
+    state: str
+    """CONNECTING, READY, BACKING_OFF or CLOSED."""
+    connections: int = 0
+    streams: int = 0
+    connects: int = 0
+    disconnects: int = 0
+    last_error: str = ""
+    retry_budget: BudgetState = field(default_factory=lambda: BudgetState(0.0, 0.0, 0, 0))
+
+
+@dataclass(frozen=True, slots=True)
+class TelemetryStatus:
+    """What became of the spans."""
+
+    spans_exported: int = 0
+    spans_dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """One look at the relay."""
+
+    observed_at_unix_s: float
+    """Wall time, for people."""
+    uptime_s: float
+    calls: CallTotals
+    methods: Sequence[MethodStats]
+    queue: QueueStatus
+    upstreams: Sequence[UpstreamStatus]
+    telemetry: TelemetryStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Whether the relay takes calls, and which of its upstreams could be given one."""
+
+    draining: bool
+    upstreams_ready: Mapping[str, bool]
+    """By the upstream's name: whether a call to it has a chance."""
+
+    @property
+    def serving(self) -> bool:
+        """True while calls are taken and at least one upstream is ready."""
+        return not self.reasons
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why the relay is not serving, for people; empty when it is."""
+        if self.draining:
+            return ("the relay is draining",)
+        if not self.upstreams_ready:
+            return ("no upstream is configured",)
+        if not any(self.upstreams_ready.values()):
+            return tuple(f"upstream {name} is not ready" for name in self.upstreams_ready)
+        return ()
+
+
+class HealthSource(Protocol):
+    """Tells how the relay is."""
+
+    def health(self) -> Health:
+        """The state now. Called a few times a second; must not block."""
+
+
+class StatsSource(Protocol):
+    """Tells what the relay has done."""
+
+    def stats(self) -> Stats:
+        """The counters now. Called on the event loop; must not block."""

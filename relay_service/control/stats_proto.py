@@ -1,0 +1,128 @@
+"""From the control plane's values to AdminService's messages: the only place where both are named."""
+
+from collections.abc import Mapping, Sequence
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from protos.relay.v1 import admin_pb2
+from relay_service.control.descriptors import UpstreamDescriptors
+from relay_service.control.sources import Health, QueueStatus, Stats, TelemetryStatus, UpstreamStatus
+from relay_service.core.budget import BudgetState
+from relay_service.telemetry.metrics import CallTotals, MethodStats
+
+Descriptors = Mapping[str, UpstreamDescriptors]
+"""By the upstream's name."""
+
+
+def stats_message(stats: Stats, descriptors: Descriptors, method_prefix: str) -> admin_pb2.Stats:
+    """One look at the relay; only methods whose full name starts with ``method_prefix``."""
+    return admin_pb2.Stats(
+        observe_time=timestamp(stats.observed_at_unix_s),
+        uptime=duration(stats.uptime_s),
+        calls=_calls(stats.calls),
+        methods=[_method(one) for one in stats.methods if one.method.startswith(method_prefix)],
+        queue=_queue(stats.queue),
+        upstreams=_upstreams(stats.upstreams, descriptors),
+        telemetry=_telemetry(stats.telemetry),
+    )
+
+
+def health_message(
+    health: Health, stats: Stats, descriptors: Descriptors, version: str
+) -> admin_pb2.GetHealthResponse:
+    """Health in detail."""
+    return admin_pb2.GetHealthResponse(
+        serving=health.serving,
+        draining=health.draining,
+        version=version,
+        uptime=duration(stats.uptime_s),
+        upstreams=_upstreams(stats.upstreams, descriptors),
+        queue=_queue(stats.queue),
+        reasons=health.reasons,
+    )
+
+
+def duration(seconds: float) -> Duration:
+    """Seconds as a protobuf duration, to the nanosecond."""
+    message = Duration()
+    message.FromNanoseconds(round(seconds * 1e9))
+    return message
+
+
+def timestamp(unix_s: float) -> Timestamp:
+    """Unix seconds as a protobuf timestamp."""
+    message = Timestamp()
+    message.FromNanoseconds(round(unix_s * 1e9))
+    return message
+
+
+def _calls(calls: CallTotals) -> admin_pb2.Calls:
+    return admin_pb2.Calls(
+        received=calls.received,
+        ok=calls.ok,
+        errors=calls.errors,
+        refused=calls.refused,
+        cancelled=calls.cancelled,
+        in_flight=calls.in_flight,
+        by_reason=calls.by_reason,
+    )
+
+
+def _method(method: MethodStats) -> admin_pb2.MethodStats:
+    return admin_pb2.MethodStats(
+        method=method.method,
+        received=method.received,
+        ok=method.ok,
+        by_code=method.by_code,
+        attempts=method.attempts,
+        retries=method.retries,
+        latency_p50=duration(method.latency.quantile_s(0.50)),
+        latency_p90=duration(method.latency.quantile_s(0.90)),
+        latency_p99=duration(method.latency.quantile_s(0.99)),
+    )
+
+
+def _queue(queue: QueueStatus) -> admin_pb2.Queue:
+    return admin_pb2.Queue(
+        length=queue.length,
+        capacity=queue.capacity,
+        workers_busy=queue.workers_busy,
+        workers=queue.workers,
+        streams=queue.streams,
+        streams_max=queue.streams_max,
+        drain_per_second=queue.drain_per_s,
+    )
+
+
+def _upstreams(upstreams: Sequence[UpstreamStatus], descriptors: Descriptors) -> list[admin_pb2.Upstream]:
+    return [_upstream(upstream, descriptors.get(upstream.name)) for upstream in upstreams]
+
+
+def _upstream(upstream: UpstreamStatus, descriptors: UpstreamDescriptors | None) -> admin_pb2.Upstream:
+    message = admin_pb2.Upstream(
+        name=upstream.name,
+        target=upstream.target,
+        state=upstream.state,
+        connections=upstream.connections,
+        streams=upstream.streams,
+        connects=upstream.connects,
+        disconnects=upstream.disconnects,
+        last_error=upstream.last_error,
+        retry_budget=_retry_budget(upstream.retry_budget),
+    )
+    if descriptors is not None:
+        message.reflection = descriptors.state.value
+        message.services.extend(descriptors.services())
+        message.descriptor_faults.extend(descriptors.faults())
+    return message
+
+
+def _retry_budget(budget: BudgetState) -> admin_pb2.RetryBudget:
+    return admin_pb2.RetryBudget(
+        tokens=budget.tokens, max_tokens=budget.max_tokens, granted=budget.granted, refused=budget.refused
+    )
+
+
+def _telemetry(telemetry: TelemetryStatus) -> admin_pb2.Telemetry:
+    return admin_pb2.Telemetry(spans_exported=telemetry.spans_exported, spans_dropped=telemetry.spans_dropped)

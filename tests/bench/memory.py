@@ -1,0 +1,98 @@
+"""How much memory a proxy holds while a thousand calls wait in it."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.bench import proc
+from tests.bench.cores import Cores
+from tests.bench.processes import run_once
+from tests.bench.subjects import Start, start_echo
+from tests.bench.toolchain import Tools
+from tests.bench.workload import CONNECTIONS
+
+CALLS_IN_FLIGHT = 1_000
+RELAY_LIMIT_MIB = 150.0
+_SERVICE_S = 1.0
+_SAMPLE_INTERVAL_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Resident memory of one subject, MiB, and how many of its calls were answered without being held."""
+
+    subject: str
+    idle_mib: float
+    peak_mib: float
+    calls: int
+    failed: int
+
+    @property
+    def kib_per_call(self) -> float:
+        """What a call in flight adds."""
+        return (self.peak_mib - self.idle_mib) * 1024 / self.calls
+
+
+class PeakRss:
+    """The largest resident size of a process while the ``with`` block runs, sampled."""
+
+    def __init__(self, pid: int, read_mib: Callable[[int], float] = proc.rss_mib) -> None:
+        self._pid = pid
+        self._read_mib = read_mib
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self.peak_mib = read_mib(pid)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while not self._stop.wait(_SAMPLE_INTERVAL_S):
+            try:
+                self.peak_mib = max(self.peak_mib, self._read_mib(self._pid))
+            except ProcessLookupError:
+                return
+
+
+def measure_memory(start: Start, tools: Tools, cores: Cores, directory: Path) -> Memory:
+    """A fresh subject in front of an echo that takes its time, with `CALLS_IN_FLIGHT` calls of 100 B at once.
+
+    Every caller waits about as long as the echo takes, so all calls are in flight together.
+    Raises `CouldNotStartError`.
+    """
+    slow = ("--service-us", str(int(_SERVICE_S * 1e6)))
+    address, echo = start_echo(tools, directory, cores.load, *slow, name="slow-echo")
+    try:
+        subject = start(address, directory, cores.subject)
+        try:
+            assert subject.process is not None, "only proxies have memory to measure"
+            pid = subject.process.pid
+            idle_mib = proc.rss_mib(pid)
+            with PeakRss(pid) as rss:
+                result = run_once("generator", _command(tools, subject.port), cores.load, timeout_s=60)
+        finally:
+            subject.stop()
+    finally:
+        echo.stop()
+    failed = (
+        sum(n for code, n in result["status"].items() if code != "0") + result["expired"] + result["lost"]
+    )
+    return Memory(subject.name, idle_mib, rss.peak_mib, int(result["in_flight_peak"]), int(failed))
+
+
+def _command(tools: Tools, port: int) -> list[str]:
+    return [
+        *tools.loadgen,
+        *("--port", str(port), "--concurrency", str(CALLS_IN_FLIGHT), "--connections", str(CONNECTIONS)),
+        *("--warmup-s", "0.5", "--duration-s", str(_SERVICE_S), "--deadline-ms", "15000"),
+    ]
