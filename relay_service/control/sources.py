@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from relay_service.core.breakers import BreakerView
 from relay_service.core.budget import BudgetState
 from relay_service.telemetry.metrics import CallTotals, MethodStats
 
@@ -40,6 +41,7 @@ class UpstreamStatus:
     disconnects: int = 0
     last_error: str = ""
     retry_budget: BudgetState = field(default_factory=lambda: BudgetState(0.0, 0.0, 0, 0))
+    breakers: Sequence[BreakerView] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,8 +39,12 @@ class Breakers:
             return None
         return breakers.get(full_method) or breakers.get(full_method.rpartition("/")[0]) or breakers.get("")
 
+    def of_upstream(self, upstream: str, now: float) -> list[BreakerView]:
+        """The breakers of one upstream, its own first."""
+        breakers = self._by_upstream[upstream]
+        return [BreakerView(upstream, pattern, breakers[pattern].status(now)) for pattern in sorted(breakers)]
+
     def views(self, now: float) -> Iterator[BreakerView]:
         """Every breaker, those of one upstream together."""
-        for upstream, breakers in self._by_upstream.items():
-            for pattern, breaker in sorted(breakers.items()):
-                yield BreakerView(upstream, pattern, breaker.status(now))
+        for upstream in self._by_upstream:
+            yield from self.of_upstream(upstream, now)
