@@ -88,12 +88,14 @@ class App:
         self._grace_s = settings.shutdown_grace_s
         self.timers = TimerWheel(loop)
         self.telemetry = Telemetry(_telemetry_settings(settings), rng=random.Random(rng.getrandbits(64)))
-        self.upstreams = {
-            name: self._upstream(name, upstream, rng) for name, upstream in policy.upstreams.items()
-        }
         self.descriptors = [
             UpstreamDescriptors(name, upstream.target) for name, upstream in policy.upstreams.items()
         ]
+        # What comes back after an outage may be another version: its methods are asked for again.
+        self.upstreams = {
+            known.name: self._upstream(known.name, policy.upstreams[known.name], rng, known.refresh_soon)
+            for known in self.descriptors
+        }
         catalog = ReflectedMethods(self.descriptors)
         self._own_services: dict[str, Upstream] = {}
         self.relay = Relay(
@@ -128,9 +130,21 @@ class App:
         )
         self._relay_address = ""
 
-    def _upstream(self, name: str, policy: UpstreamPolicy, rng: random.Random) -> Upstream:
-        rng = random.Random(rng.getrandbits(64))
-        return Upstream(name, policy.target, self.timers, _upstream_settings(policy), rng=rng)
+    def _upstream(
+        self,
+        name: str,
+        policy: UpstreamPolicy,
+        rng: random.Random,
+        on_connected: Callable[[], None] | None = None,
+    ) -> Upstream:
+        return Upstream(
+            name,
+            policy.target,
+            self.timers,
+            _upstream_settings(policy),
+            rng=random.Random(rng.getrandbits(64)),
+            on_connected=on_connected,
+        )
 
     def _breakers(self) -> Iterator[BreakerView]:
         return self.relay.breakers.views(time.monotonic())
@@ -240,6 +254,7 @@ def _upstream_settings(policy: UpstreamPolicy) -> UpstreamSettings:
         connect_timeout_s=policy.connect_timeout_s,
         backoff_initial_s=policy.reconnect_backoff_min_s,
         backoff_max_s=policy.reconnect_backoff_max_s,
+        patience_s=policy.patience_s,
     )
 
 

@@ -19,7 +19,8 @@ from enum import Enum
 
 from relay_service.core.evidence import Delivery
 from relay_service.ports import Attempt, AttemptSink, Headers, TimerHandle, Timers
-from relay_service.wire.client import ClientConnection, ClientState, ClientStream
+from relay_service.wire.client import ClientConnection, ClientState
+from relay_service.wire.client_stream import ClientStream
 from relay_service.wire.connection import ConnectionSettings
 from relay_service.wire.dial import Target, dial
 from relay_service.wire.heads import RequestTemplate
@@ -58,6 +59,9 @@ class UpstreamSettings:
     backoff_max_s: float = 0.5
     backoff_jitter: float = 0.2
     """Share of the backoff by which it is drawn shorter or longer."""
+    patience_s: float = 1.0
+    """An outage this short is waited out: attempts line up for the next connection. In a longer one they
+    fail at once, so that callers hear of it and no worker is held."""
     proven_after_s: float = 1.0
     """A connection that lived so long is replaced without backoff when it is lost."""
 
@@ -80,7 +84,7 @@ class Upstream:
     """Implements `relay_service.ports.UpstreamPort` over HTTP/2 connections to ``target``.
 
     ``target`` is ``host:port`` or ``unix:path``. `open` begins to connect and does not wait; `close` ends.
-    ``rng`` draws the jitter. ``tls`` must offer ALPN ``h2``.
+    ``rng`` draws the jitter; ``on_connected`` hears of every new connection. ``tls`` must offer ALPN ``h2``.
     """
 
     def __init__(
@@ -93,6 +97,7 @@ class Upstream:
         rng: random.Random,
         tls: ssl.SSLContext | None = None,
         clock: Callable[[], float] = time.monotonic,
+        on_connected: Callable[[], None] | None = None,
     ) -> None:
         self.name = name
         self.target = target
@@ -115,6 +120,9 @@ class Upstream:
         self._backoff_timer: TimerHandle | None = None
         self._waiting: dict[ClientStream, None] = {}
         self._closed = False
+        self._on_connected = on_connected
+        self._away_since: float | None = clock()
+        """When the last connection went; None while there is one."""
 
     # -- UpstreamPort ------------------------------------------------------------------------------------
 
@@ -145,9 +153,13 @@ class Upstream:
             return UpstreamState.CLOSED
         if self._usable or any(connection.state is ClientState.RESTING for connection in self._live):
             return UpstreamState.READY
-        if self._dials:
+        if self._dials or self._is_brief():
             return UpstreamState.CONNECTING
         return UpstreamState.BACKING_OFF
+
+    def _is_brief(self) -> bool:
+        """Whether the outage, if there is one, may still be waited out."""
+        return self._away_since is None or self._clock() - self._away_since < self._settings.patience_s
 
     @property
     def connections(self) -> int:
@@ -230,8 +242,8 @@ class Upstream:
 
     def _why_away(self, state: UpstreamState) -> str:
         if state is UpstreamState.CLOSED:
-            return f"upstream {self.name} is closed"
-        return f"upstream {self.name} is away: {self.counters.last_error or 'not connected'}"
+            return f"{self.target} is not connected to any more"
+        return f"{self.target} is away: {self.counters.last_error or 'not connected'}"
 
     def leave(self, stream: ClientStream) -> None:
         """The attempt was cancelled while it waited."""
@@ -250,8 +262,10 @@ class Upstream:
         self._usable = [c for c in self._live if c.state is ClientState.READY]
         if self._usable:
             self._some_usable.set()
+            self._away_since = None
         else:
             self._some_usable.clear()
+            self._away_since = self._clock() if self._away_since is None else self._away_since
         self._reconcile()
         if self._waiting:
             self._serve_waiting()
@@ -306,6 +320,8 @@ class Upstream:
         self.counters.connects += 1
         self._live[connection] = self._clock()
         self._settle()
+        if self._on_connected is not None:
+            self._on_connected()
 
     def _on_dial_failed(self, error: OSError) -> None:
         self._dials.discard(_current_task())

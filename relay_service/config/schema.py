@@ -64,6 +64,7 @@ def _target(value: str) -> str:
 
 
 PositiveDuration = Annotated[float, BeforeValidator(_positive_duration)]
+Duration = Annotated[float, BeforeValidator(_duration)]
 RetryableCode = Annotated[Code, BeforeValidator(_code)]
 Target = Annotated[str, AfterValidator(_target)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -174,6 +175,7 @@ class UpstreamBlock(Block):
     ping_timeout_s: PositiveDuration = _UPSTREAM.ping_timeout_s
     reconnect_backoff_min_s: PositiveDuration = _UPSTREAM.reconnect_backoff_min_s
     reconnect_backoff_max_s: PositiveDuration = _UPSTREAM.reconnect_backoff_max_s
+    patience_s: Duration = _UPSTREAM.patience_s
 
 
 class RouteBlock(Block):

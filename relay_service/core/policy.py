@@ -225,6 +225,8 @@ class UpstreamPolicy:
     """A connection whose PING is unanswered for so long is given up."""
     reconnect_backoff_min_s: float = 0.1
     reconnect_backoff_max_s: float = 0.5
+    patience_s: float = 1.0
+    """An outage this short is waited out; in a longer one attempts fail at once. 0 never waits."""
 
     def __post_init__(self) -> None:
         if not self.target:
@@ -235,6 +237,7 @@ class UpstreamPolicy:
         _positive("ping_timeout_s", self.ping_timeout_s)
         _positive("reconnect_backoff_min_s", self.reconnect_backoff_min_s)
         _at_least("reconnect_backoff_max_s", self.reconnect_backoff_max_s, self.reconnect_backoff_min_s)
+        _at_least("patience_s", self.patience_s, 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,257 @@
+"""One attempt on the wire: what was asked, what came back, and what is therefore known.
+
+Each attempt's end states its evidence exactly: NOT_SENT while its HEADERS never reached the transport,
+were refused (REFUSED_STREAM) or lie above the last stream of a GOAWAY; ANSWERED when a ``grpc-status``
+came; UNANSWERED for all else.
+"""
+
+from typing import TYPE_CHECKING, Protocol
+
+from relay_service.core.evidence import Delivery
+from relay_service.core.status import Code
+from relay_service.ports import Attempt, AttemptEnd, AttemptSink, Headers
+from relay_service.wire import h2, heads
+from relay_service.wire.connection import CREDIT_BATCH_BYTES
+from relay_service.wire.status import code_of_reset
+
+if TYPE_CHECKING:
+    from relay_service.wire.client import ClientConnection
+
+
+class WaitingRoom(Protocol):
+    """Who keeps attempts that have no connection yet (`relay_service.upstream.Upstream`)."""
+
+    def leave(self, stream: "ClientStream") -> None:
+        """The attempt was cancelled while it waited."""
+
+
+class _Nobody:
+    """The sink of an attempt that is over."""
+
+    def on_response_headers(self, attempt: Attempt, headers: Headers) -> None:
+        """Never called."""
+
+    def on_response_data(self, attempt: Attempt, data: bytes) -> None:
+        """Never called."""
+
+    def on_attempt_drained(self, attempt: Attempt) -> None:
+        """Never called."""
+
+    def on_end(self, attempt: Attempt, end: AttemptEnd) -> None:
+        """Never called."""
+
+
+_NOBODY = _Nobody()
+
+
+class ClientStream:
+    """One attempt: implements `relay_service.ports.Attempt`. Without a connection while it waits for one."""
+
+    __slots__ = (
+        "_credit_bytes",
+        "_delivery",
+        "_queued",
+        "_queued_bytes",
+        "_request_ended",
+        "_responding",
+        "_room",
+        "connection",
+        "deadline",
+        "id",
+        "metadata",
+        "method",
+        "outstanding_bytes",
+        "over",
+        "sent_bytes",
+        "sink",
+    )
+
+    def __init__(
+        self, room: WaitingRoom, method: str, metadata: Headers, deadline: float | None, sink: AttemptSink
+    ) -> None:
+        self._room = room
+        self.method = method
+        self.metadata = metadata
+        self.deadline = deadline
+        """Monotonic seconds; what is left of it when the headers leave becomes ``grpc-timeout``."""
+        self.sink = sink
+        self.connection: ClientConnection | None = None
+        self.id = 0
+        self.over = False
+        """Ended or cancelled; nothing more is said to the sink."""
+        self.outstanding_bytes = 0
+        self._credit_bytes = 0
+        self._delivery = Delivery.NOT_SENT
+        """What is known once it is over."""
+        self.sent_bytes = 0
+        """Request bytes given to `send_data`."""
+        self._queued: list[bytes] = []
+        self._queued_bytes = 0
+        self._request_ended = False
+        self._responding = False
+
+    # -- Attempt -----------------------------------------------------------------------------------------
+
+    def send_data(self, data: bytes, *, end: bool) -> None:
+        """Queue framed request bytes; ``end`` half-closes."""
+        if self.over or self._request_ended:
+            return
+        self._request_ended = end
+        self.sent_bytes += len(data)
+        connection = self.connection
+        if connection is None:
+            if data:
+                self._queued.append(data)
+                self._queued_bytes += len(data)
+            return
+        try:
+            connection.engine.send_data(self.id, data, end_stream=end)
+        except h2.EngineError:  # reset or lost; the event that says so is on its way
+            return
+        connection.note_queued(self)
+        if not connection.flush_due:
+            connection.schedule_flush()
+
+    def cancel(self) -> Delivery:
+        """Give the attempt up (RST_STREAM CANCEL if it was sent), say what is known; no `on_end` follows."""
+        if self.over:
+            return self._delivery
+        self.over = True
+        self.sink = _NOBODY
+        connection = self.connection
+        if connection is None:
+            self._room.leave(self)
+        else:
+            self._delivery = connection.delivery_unanswered(self)
+            connection.reset_stream(self, h2.ErrorCode.CANCEL)
+            connection.release(self)
+        return self._delivery
+
+    def consumed(self, size_bytes: int) -> None:
+        """Say that so many response bytes left the relay, so that the upstream may send as many more."""
+        credit = min(self._credit_bytes + size_bytes, self.outstanding_bytes)
+        if credit >= CREDIT_BATCH_BYTES and self.connection is not None:
+            self.outstanding_bytes -= credit
+            self.connection.acknowledge(self.id, credit)
+            credit = 0
+        self._credit_bytes = credit
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Request bytes queued and not yet written to the upstream's connection."""
+        if self.connection is None:
+            return self._queued_bytes
+        return self.connection.engine.queued_body_size(self.id)
+
+    @property
+    def peer(self) -> str:
+        """``host:port`` the attempt went to; empty while it waits for a connection."""
+        return self.connection.peer if self.connection is not None else ""
+
+    # -- driven by the connection ------------------------------------------------------------------------
+
+    def bind(self, connection: "ClientConnection", stream_id: int) -> None:
+        """The headers are with the engine; what was sent meanwhile follows them."""
+        self.connection = connection
+        self.id = stream_id
+        engine = connection.engine
+        if self._queued:
+            for data in self._queued:
+                engine.send_data(stream_id, data)
+            self._queued.clear()
+            self._queued_bytes = 0
+            connection.note_queued(self)
+        if self._request_ended:
+            engine.end_stream(stream_id)
+
+    def on_response(self, headers: Headers, end: bool) -> None:
+        """The response's (first) header block; ``end`` makes it Trailers-Only."""
+        if self.over:
+            return
+        if end:
+            self._finish(heads.parse_end(headers))
+            return
+        parsed = heads.parse_response(headers)
+        if isinstance(parsed, AttemptEnd):
+            connection = self.connection
+            if connection is not None:
+                connection.reset_stream(self, h2.ErrorCode.CANCEL)
+            self._end(parsed)
+            return
+        self._responding = True
+        self.sink.on_response_headers(self, parsed)
+
+    def on_data(self, data: bytes, end: bool) -> None:
+        """Response bytes; ``end`` means that no trailers will follow."""
+        size = len(data)
+        self.outstanding_bytes += size
+        if self.over:
+            self._drop_outstanding()
+            return
+        if size:
+            self.sink.on_response_data(self, data)
+        if end and not self.over:
+            self._finish(heads.missing_status())
+
+    def on_trailers(self, headers: Headers) -> None:
+        """The end."""
+        if not self.over:
+            self._finish(heads.parse_end(headers))
+
+    def on_reset(self, error_code: int) -> None:
+        """RST_STREAM from the upstream."""
+        if self.over:
+            return
+        refused = error_code == h2.ErrorCode.REFUSED_STREAM and not self._responding
+        delivery = Delivery.NOT_SENT if refused else Delivery.UNANSWERED
+        name = h2.error_name(error_code)
+        self._end(AttemptEnd(delivery, code_of_reset(error_code), f"the upstream reset the stream: {name}"))
+
+    def on_closed(self, error_code: int, local_error: Exception | None) -> None:
+        """The engine closed the stream, and the upstream had not ended it."""
+        if local_error is not None:
+            end = AttemptEnd(
+                Delivery.NOT_SENT, Code.RESOURCE_EXHAUSTED, f"request not sendable: {local_error}"
+            )
+        elif error_code == h2.ErrorCode.REFUSED_STREAM and not self._responding:
+            end = AttemptEnd(
+                Delivery.NOT_SENT, Code.UNAVAILABLE, "the upstream went away before this stream (GOAWAY)"
+            )
+        else:
+            name = h2.error_name(error_code)
+            end = AttemptEnd(
+                Delivery.UNANSWERED,
+                code_of_reset(error_code),
+                f"malformed response from the upstream: {name}",
+            )
+        self._end(end)
+
+    def on_lost(self, delivery: Delivery, message: str) -> None:
+        """There is no connection, or no more."""
+        if not self.over:
+            self._end(AttemptEnd(delivery, Code.UNAVAILABLE, message))
+
+    def on_drained(self) -> None:
+        """The queue fell below the low-water mark."""
+        if not self.over:
+            self.sink.on_attempt_drained(self)
+
+    def _finish(self, end: AttemptEnd) -> None:
+        """End, the upstream having said its last word; a request still going on is of no use any more."""
+        connection = self.connection
+        if connection is not None and (not self._request_ended or self.buffered_bytes):
+            connection.reset_stream(self, h2.ErrorCode.NO_ERROR)
+        self._end(end)
+
+    def _end(self, end: AttemptEnd) -> None:
+        self.over = True
+        self._delivery = end.delivery
+        # The sink holds this attempt: without this every call would be a cycle for the collector to find.
+        sink, self.sink = self.sink, _NOBODY
+        if self.connection is not None:
+            self.connection.release(self)
+        sink.on_end(self, end)
+
+    def _drop_outstanding(self) -> None:
+        if self.connection is not None:
+            self.connection.release(self)

@@ -1,0 +1,239 @@
+"""gRPC's header blocks: requests into calls, calls into requests, replies and their ends.
+
+Source: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md. Pure functions; values of
+``-bin`` metadata are passed on as the base64 they came as.
+"""
+
+from relay_service.core.evidence import Delivery
+from relay_service.core.status import Code
+from relay_service.ports import AttemptEnd, Headers
+from relay_service.wire.codec import decode_message, decode_timeout, encode_message, encode_timeout
+from relay_service.wire.status import code_of_http_status, parse_code
+
+Field = tuple[bytes, bytes]
+
+_CONTENT_TYPE_PREFIX = b"application/grpc"
+_PLAIN_CONTENT_TYPES = frozenset({b"application/grpc", b"application/grpc+proto"})
+
+_METHOD_POST: Field = (b":method", b"POST")
+_STATUS_200: Field = (b":status", b"200")
+_TE: Field = (b"te", b"trailers")
+_CONTENT_TYPE: Field = (b"content-type", b"application/grpc")
+_GRPC_STATUS: tuple[Field, ...] = tuple((b"grpc-status", b"%d" % code) for code in Code)
+
+
+_HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authentication-info",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+"""Fields that speak of one connection only (RFC 9110 section 7.6.1)."""
+
+_NOT_METADATA = _HOP_BY_HOP | {
+    b":method",
+    b":path",
+    b":scheme",
+    b":authority",
+    b":protocol",
+    b"host",
+    b"content-type",
+    # The relay cuts DATA as it likes; the length of what it sends is its own.
+    b"content-length",
+    b"grpc-timeout",
+    # Only a client library may set it (gRFC A6); our hops are counted in a field of our own.
+    b"grpc-previous-rpc-attempts",
+}
+"""Request fields that are not simply passed on."""
+
+_RESPONSE_DROP = _HOP_BY_HOP | {b":status", b"content-type", b"content-length"}
+
+
+class NotGrpcError(Exception):
+    """The request is no gRPC call; it is answered in HTTP's terms."""
+
+    def __init__(self, http_status: bytes) -> None:
+        super().__init__(http_status)
+        self.http_status = http_status
+
+
+class MalformedCallError(Exception):
+    """The request is gRPC, but malformed; it is answered with a status."""
+
+    def __init__(self, code: Code, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+def parse_request(headers: Headers) -> tuple[str, list[Field], float | None]:
+    """Method (``package.Service/Method``), metadata to pass on, and the caller's timeout in seconds.
+
+    A content-type with a codec of its own (``application/grpc+json``) stays in the metadata, because the
+    upstream must hear of it. Raises NotGrpcError and MalformedCallError.
+    """
+    special: dict[bytes, bytes] = {}
+    metadata: list[Field] = []
+    for field in headers:
+        if field[0] in _NOT_METADATA:
+            special[field[0]] = field[1]
+        else:
+            metadata.append(field)
+    if special.get(b":method") != b"POST":
+        raise NotGrpcError(b"405")
+    content_type = special.get(b"content-type", b"")
+    if content_type not in _PLAIN_CONTENT_TYPES:
+        if not _is_grpc(content_type):
+            raise NotGrpcError(b"415")
+        metadata.append((b"content-type", content_type))
+    timeout = special.get(b"grpc-timeout")
+    return _method(special.get(b":path", b"")), metadata, None if timeout is None else _timeout(timeout)
+
+
+def _timeout(value: bytes) -> float:
+    try:
+        return decode_timeout(value)
+    except ValueError as error:
+        raise MalformedCallError(Code.INTERNAL, str(error)) from None
+
+
+def _method(path: bytes) -> str:
+    service, _, method = path[1:].partition(b"/")
+    if path[:1] != b"/" or not service or not method or b"/" in method or not path.isascii():
+        raise MalformedCallError(Code.UNIMPLEMENTED, f"malformed method name: {path[:256]!r}")
+    return path[1:].decode("ascii")
+
+
+def _is_grpc(content_type: bytes) -> bool:
+    if content_type in _PLAIN_CONTENT_TYPES:
+        return True
+    return content_type.startswith(_CONTENT_TYPE_PREFIX) and content_type[16:17] in (b"", b"+", b";")
+
+
+class RequestTemplate:
+    """The fields that all requests to one upstream share."""
+
+    __slots__ = ("_authority", "_scheme")
+
+    def __init__(self, scheme: str, authority: str) -> None:
+        self._scheme = (b":scheme", scheme.encode("ascii"))
+        self._authority = (b":authority", authority.encode("ascii"))
+
+    def headers(self, method: str, metadata: Headers, timeout_s: float | None) -> list[Field]:
+        """The header block of a request for ``method`` (``package.Service/Method``)."""
+        fields = [
+            _METHOD_POST,
+            self._scheme,
+            (b":path", b"/" + method.encode("ascii")),
+            self._authority,
+            _TE,
+        ]
+        if timeout_s is not None:
+            fields.append((b"grpc-timeout", encode_timeout(timeout_s)))
+        for field in metadata:
+            if field[0] == b"content-type":
+                break
+        else:
+            fields.append(_CONTENT_TYPE)
+        fields += metadata
+        return fields
+
+
+def response_headers(metadata: Headers) -> list[Field]:
+    """The header block that commits a reply."""
+    return [_STATUS_200, _CONTENT_TYPE, *metadata]
+
+
+def trailers(code: Code, message: str, rest: Headers) -> list[Field]:
+    """The header block that ends a reply."""
+    fields = [_GRPC_STATUS[code]]
+    if message:
+        fields.append((b"grpc-message", encode_message(message)))
+    fields += rest
+    return fields
+
+
+def trailers_only(code: Code, message: str, rest: Headers) -> list[Field]:
+    """The one header block that is a whole reply."""
+    return [_STATUS_200, _CONTENT_TYPE, *trailers(code, message, rest)]
+
+
+def http_error(http_status: bytes) -> list[Field]:
+    """A whole reply in HTTP's terms."""
+    fields = [(b":status", http_status)]
+    if http_status == b"405":
+        fields.append((b"allow", b"POST"))
+    return fields
+
+
+def parse_response(headers: Headers) -> list[Field] | AttemptEnd:
+    """The metadata of a response that goes on, or, when it is none of gRPC's, the end it amounts to."""
+    metadata: list[Field] = []
+    status = content_type = b""
+    for field in headers:
+        name = field[0]
+        if name not in _RESPONSE_DROP:
+            metadata.append(field)
+        elif name == b":status":
+            status = field[1]
+        elif name == b"content-type":
+            content_type = field[1]
+    if status == b"200" and _is_grpc(content_type):
+        return metadata
+    return _not_grpc(status, content_type)
+
+
+def parse_end(headers: Headers) -> AttemptEnd:
+    """What trailers, or the headers of a Trailers-Only reply, say. ANSWERED only with a ``grpc-status``."""
+    rest: list[Field] = []
+    http_status = grpc_status = grpc_message = None
+    content_type = b""
+    for field in headers:
+        name = field[0]
+        if name == b"grpc-status":
+            grpc_status = field[1]
+        elif name == b"grpc-message":
+            grpc_message = field[1]
+        elif name not in _RESPONSE_DROP:
+            rest.append(field)
+        elif name == b":status":
+            http_status = field[1]
+        elif name == b"content-type":
+            content_type = field[1]
+    if grpc_status is not None:
+        return _status_end(grpc_status, grpc_message, rest)
+    if http_status is not None:
+        return _not_grpc(http_status, content_type)
+    return missing_status()
+
+
+def _status_end(grpc_status: bytes, grpc_message: bytes | None, rest: list[Field]) -> AttemptEnd:
+    code = parse_code(grpc_status)
+    if code is None:
+        shown = grpc_status[:32].decode("latin-1")
+        return AttemptEnd(Delivery.UNANSWERED, Code.UNKNOWN, f"malformed grpc-status from upstream: {shown}")
+    message = decode_message(grpc_message) if grpc_message else ""
+    return AttemptEnd(Delivery.ANSWERED, code, message, rest)
+
+
+def missing_status() -> AttemptEnd:
+    """The end of a response that had no trailers, or trailers without ``grpc-status``."""
+    return AttemptEnd(Delivery.UNANSWERED, Code.UNKNOWN, "the upstream ended the call without a grpc-status")
+
+
+def _not_grpc(http_status: bytes, content_type: bytes) -> AttemptEnd:
+    shown = http_status.decode("latin-1")
+    kind = content_type[:64].decode("latin-1") or "none"
+    return AttemptEnd(
+        Delivery.UNANSWERED,
+        code_of_http_status(http_status),
+        f"the upstream answered with HTTP status {shown}, content-type {kind}, and no grpc-status",
+    )

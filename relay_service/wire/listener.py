@@ -1,0 +1,143 @@
+"""Where callers connect: the listening sockets, their connections, and their graceful end."""
+
+import asyncio
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from relay_service.ports import CallHandler, Timers
+from relay_service.wire.connection import ConnectionSettings
+from relay_service.wire.server import ServerConnection, ServerCounters
+from relay_service.wire.sockets import address_text
+
+ABORT_TIMEOUT_S = 1.0
+"""From dropping the last connections to hearing of their end."""
+
+
+def _patient() -> ConnectionSettings:
+    return ConnectionSettings(handshake_timeout_s=5.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenerSettings:
+    """Bounds of the callers' side."""
+
+    connection: ConnectionSettings = field(default_factory=_patient)
+    connections_max: int = 10_000
+    backlog: int = 1_024
+    """Connections that the kernel completes before we accept them."""
+
+
+class Listener:
+    """Accepts callers and drives ``handler`` with their calls.
+
+    State: the sockets listened on, and the connections open. ``start`` may be called for several
+    addresses. Everything happens on the loop it was started on.
+    """
+
+    def __init__(
+        self,
+        handler: CallHandler,
+        timers: Timers,
+        settings: ListenerSettings | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._handler = handler
+        self._timers = timers
+        self._settings = settings or ListenerSettings()
+        self._clock = clock
+        self._servers: list[asyncio.Server] = []
+        self._connections: set[ServerConnection] = set()
+        self._nobody_left: asyncio.Event = asyncio.Event()
+        self.counters = ServerCounters()
+
+    async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> str:
+        """Listen on TCP; port 0 takes a free one. The result is the address listened on, ``host:port``.
+
+        OSError when the address is taken or not ours. ``tls`` must offer ALPN ``h2``.
+        """
+        server = await asyncio.get_running_loop().create_server(
+            self._make_connection, host, port, backlog=self._settings.backlog, ssl=tls
+        )
+        self._servers.append(server)
+        return address_text(server.sockets[0].getsockname())
+
+    async def start_unix(self, path: str, tls: ssl.SSLContext | None = None) -> str:
+        """Listen on a Unix socket. The result is ``unix:path``."""
+        server = await asyncio.get_running_loop().create_unix_server(
+            self._make_connection, path, backlog=self._settings.backlog, ssl=tls
+        )
+        self._servers.append(server)
+        return address_text(path)
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where callers can connect now."""
+        return [address_text(sock.getsockname()) for server in self._servers for sock in server.sockets]
+
+    @property
+    def connections(self) -> int:
+        """Callers' connections open now."""
+        return len(self._connections)
+
+    @property
+    def streams(self) -> int:
+        """Streams open now, on all connections."""
+        return sum(len(connection.streams) for connection in self._connections)
+
+    def stop_accepting(self) -> None:
+        """Close the listening sockets; connections stay."""
+        servers, self._servers = self._servers, []
+        for server in servers:
+            server.close()
+
+    async def close(self, grace_s: float) -> None:
+        """Stop accepting, tell all callers to go elsewhere, wait for their calls, then drop what is left.
+
+        Returns after ``grace_s`` plus at most `ABORT_TIMEOUT_S`. Calls dropped hear `on_cancelled`.
+        """
+        self.stop_accepting()
+        for connection in list(self._connections):
+            connection.drain()
+        if not await self._all_gone(grace_s):
+            for connection in list(self._connections):
+                connection.abort("the drain's time is over")
+            await self._all_gone(ABORT_TIMEOUT_S)
+
+    async def _all_gone(self, timeout_s: float) -> bool:
+        if self._connections:
+            self._nobody_left.clear()
+            try:
+                await asyncio.wait_for(self._nobody_left.wait(), timeout_s)
+            except TimeoutError:
+                return False
+        return True
+
+    def _make_connection(self) -> ServerConnection:
+        loop = asyncio.get_running_loop()
+        return ServerConnection(
+            self,
+            self._handler,
+            settings=self._settings.connection,
+            loop=loop,
+            timers=self._timers,
+            clock=self._clock,
+        )
+
+    # -- ServerConnectionOwner ---------------------------------------------------------------------------
+
+    def on_connection_made(self, connection: ServerConnection) -> bool:
+        """Whether it may stay: there is a bound on connections."""
+        if len(self._connections) >= self._settings.connections_max:
+            self.counters.connections_refused += 1
+            return False
+        self.counters.connections_accepted += 1
+        self._connections.add(connection)
+        return True
+
+    def on_connection_lost(self, connection: ServerConnection) -> None:
+        """It is gone."""
+        self._connections.discard(connection)
+        if not self._connections:
+            self._nobody_left.set()

@@ -1,0 +1,161 @@
+"""One call on the wire: the caller's end of it, as the use case sees it."""
+
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+from relay_service.core.status import Code
+from relay_service.ports import CallHandler, CallHead, Headers, IncomingCall
+from relay_service.wire import h2, heads
+from relay_service.wire.connection import CREDIT_BATCH_BYTES
+
+if TYPE_CHECKING:
+    from relay_service.wire.server import ServerConnection
+
+
+class _Phase(Enum):
+    """How far a reply is."""
+
+    SILENT = auto()
+    COMMITTED = auto()
+    """Headers were sent."""
+    ANSWERED = auto()
+    """The end was sent, or queued behind data."""
+    GONE = auto()
+    """Nobody is there to answer."""
+
+
+class ServerStream:
+    """One call, and our end of it: implements `relay_service.ports.Reply`."""
+
+    __slots__ = ("_call", "_connection", "_credit_bytes", "_phase", "id", "outstanding_bytes", "request_open")
+
+    def __init__(self, connection: "ServerConnection", stream_id: int, *, request_open: bool) -> None:
+        self._connection = connection
+        self.id = stream_id
+        self.request_open = request_open
+        self.outstanding_bytes = 0
+        self._credit_bytes = 0
+        self._phase = _Phase.SILENT
+        self._call: IncomingCall | None = None
+
+    # -- Reply -------------------------------------------------------------------------------------------
+
+    def send_headers(self, headers: Headers) -> None:
+        """Send response headers (``:status 200`` and ``content-type`` are added). This commits the call."""
+        if self._phase is not _Phase.SILENT:
+            return
+        connection = self._connection
+        try:
+            connection.engine.send_response(self.id, heads.response_headers(headers))
+        except h2.EngineError:  # reset or lost; the event that says so is on its way
+            return
+        self._phase = _Phase.COMMITTED
+        if not connection.flush_due:
+            connection.schedule_flush()
+
+    def send_data(self, data: bytes) -> None:
+        """Queue framed bytes; they leave as the caller's flow-control window allows."""
+        if self._phase is not _Phase.COMMITTED:
+            return
+        connection = self._connection
+        try:
+            connection.engine.send_data(self.id, data)
+        except h2.EngineError:
+            return
+        connection.note_queued(self)
+        if not connection.flush_due:
+            connection.schedule_flush()
+
+    def send_trailers(self, code: Code, message: str, trailers: Headers) -> None:
+        """End the call. Without earlier headers this is one Trailers-Only block."""
+        phase = self._phase
+        connection = self._connection
+        try:
+            if phase is _Phase.COMMITTED:
+                connection.engine.send_trailers(self.id, heads.trailers(code, message, trailers))
+            elif phase is _Phase.SILENT:
+                fields = heads.trailers_only(code, message, trailers)
+                connection.engine.send_response(self.id, fields, end_stream=True)
+            else:
+                return
+        except h2.EngineError:
+            return
+        self._answered()
+
+    def reset(self) -> None:
+        """End the call without a status (RST_STREAM CANCEL); for a caller that is known to be gone."""
+        if self._phase in (_Phase.SILENT, _Phase.COMMITTED):
+            self._phase = _Phase.GONE
+            self._call = None
+            self._connection.reset_stream(self, h2.ErrorCode.CANCEL)
+
+    def consumed(self, size_bytes: int) -> None:
+        """Say that so many request bytes left the relay, so that the caller may send as many more."""
+        credit = min(self._credit_bytes + size_bytes, self.outstanding_bytes)
+        if credit >= CREDIT_BATCH_BYTES and self.request_open:
+            self.outstanding_bytes -= credit
+            self._connection.acknowledge(self.id, credit)
+            credit = 0
+        self._credit_bytes = credit
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Response bytes queued and not yet written to the caller's connection."""
+        return self._connection.engine.queued_body_size(self.id)
+
+    # -- driven by the connection ------------------------------------------------------------------------
+
+    def begin(self, handler: CallHandler, head: CallHead) -> None:
+        """Hand the call over."""
+        call = handler(head, self)
+        if call is None:
+            return
+        if self._phase in (_Phase.SILENT, _Phase.COMMITTED):
+            self._call = call
+        if not self.request_open:
+            call.on_request_data(b"", end=True)
+
+    def reject(self, fields: list[tuple[bytes, bytes]]) -> None:
+        """Answer without a handler."""
+        self._connection.engine.send_response(self.id, fields, end_stream=True)
+        self._answered()
+
+    def on_data(self, data: bytes, end: bool) -> None:
+        """Request bytes, and whether they were the last."""
+        if end:
+            self.request_open = False
+        size = len(data)
+        self.outstanding_bytes += size
+        call = self._call
+        if call is not None:
+            call.on_request_data(data, end=end)
+        else:
+            self.consumed(size)
+
+    def on_closed(self) -> None:
+        """The stream is no more; a call that was not answered hears that its caller is gone."""
+        call = self._call
+        self._call = None
+        if self._phase is not _Phase.ANSWERED:
+            self._phase = _Phase.GONE
+        if call is not None:
+            call.on_cancelled()
+
+    def on_drained(self) -> None:
+        """The queue fell below the low-water mark."""
+        if self._call is not None:
+            self._call.on_reply_drained()
+
+    @property
+    def answered(self) -> bool:
+        """Whether an end of the reply was given to the engine."""
+        return self._phase is _Phase.ANSWERED
+
+    def _answered(self) -> None:
+        self._phase = _Phase.ANSWERED
+        self._call = None
+        connection = self._connection
+        if self.request_open:
+            connection.note_early_answer(self)
+        if not connection.flush_due:
+            connection.schedule_flush()

@@ -1,0 +1,376 @@
+"""An upstream's connections: connecting, losing, replacing, questioning silence, closing."""
+
+import asyncio
+import random
+import time
+from contextlib import suppress
+
+import ngh2
+import pytest
+
+from relay_service.core.evidence import Delivery
+from relay_service.core.status import Code
+from relay_service.timers import TimerWheel
+from relay_service.upstream import Upstream, UpstreamSettings, UpstreamState
+from relay_service.wire.connection import ConnectionSettings
+from relay_service.wire.dial import Target
+from relay_service.wire.liveness import LivenessSettings
+
+OK = [(b":status", b"200"), (b"content-type", b"application/grpc")]
+QUICK = LivenessSettings(silence_s=0.05, ping_timeout_s=0.1)
+
+
+def answer(peer, event):
+    if isinstance(event, (ngh2.RequestReceived, ngh2.DataReceived)) and event.end_stream:
+        peer.engine.send_response(event.stream_id, [*OK, (b"grpc-status", b"0")], end_stream=True)
+
+
+def ask(up, sink):
+    started = up.start("a.B/C", (), None, sink)
+    started.send_data(b"", end=True)
+    return started
+
+
+@pytest.mark.parametrize("text", ["", "host", "host:", ":1", "host:x", "host:0", "host:65536", "unix:"])
+def test_a_target_that_is_none_is_refused(text):
+    with pytest.raises(ValueError, match="a target is"):
+        Target.parse(text)
+
+
+def test_targets_are_read():
+    assert Target.parse("a.b:80") == Target("a.b", 80)
+    assert Target.parse("[::1]:80").authority == "[::1]:80"
+    assert Target.parse("unix:/x/y").path == "/x/y"
+
+
+async def test_it_connects_before_it_is_asked(upstream, raw_server, eventually):
+    server = await raw_server()
+    up = upstream(server.target, connections=2)
+    assert up.state is UpstreamState.CONNECTING
+    assert await up.wait_ready(5)
+    await eventually(lambda: up.counters.connects == 2)
+    assert up.state is UpstreamState.READY
+
+
+async def test_attempts_spread_over_the_connections(upstream, raw_server, new_sink, eventually):
+    server = await raw_server()
+    up = upstream(server.target, connections=2)
+    await eventually(lambda: up.counters.connects == 2)
+    for _ in range(10):
+        ask(up, new_sink())
+    await eventually(lambda: [len(peer.of(ngh2.RequestReceived)) for peer in server.peers] == [5, 5])
+
+
+async def test_attempts_wait_for_the_first_connection(upstream, raw_server, new_sink):
+    server = await raw_server(answer)
+    up = upstream(server.target)
+    sink = new_sink()
+    ask(up, sink)
+    assert (await sink.end()).delivery is Delivery.ANSWERED
+
+
+async def test_an_upstream_that_is_away_fails_attempts_at_once_with_the_reason(
+    upstream, new_sink, free_port, eventually
+):
+    up = upstream(f"127.0.0.1:{free_port}", backoff_initial_s=30, backoff_max_s=30)
+    await eventually(lambda: up.state is UpstreamState.BACKING_OFF)
+    sink = new_sink()
+    ask(up, sink)
+    end = await sink.end()
+    assert (end.delivery, end.code) == (Delivery.NOT_SENT, Code.UNAVAILABLE)
+    assert "cannot connect" in end.message
+    assert up.counters.attempts_unsent == 1
+
+
+async def test_it_reconnects_when_the_upstream_is_back(upstream, raw_server, new_sink, proxy, eventually):
+    server = await raw_server(answer)
+    between = await proxy(server.target)
+    up = upstream(between.target, connections=1)
+    assert await up.wait_ready(5)
+    await server.close()
+    between.cut()
+    await eventually(lambda: up.counters.disconnects == 1)
+    await eventually(lambda: up.counters.connect_failures >= 1)
+    again = await raw_server(answer)
+    between.redirect(again.target)
+    assert await up.wait_ready(5)
+    sink = new_sink()
+    ask(up, sink)
+    assert (await sink.end()).delivery is Delivery.ANSWERED
+
+
+async def test_backoff_doubles_to_its_limit_with_jitter_and_starts_anew_after_success():
+    class Timers:
+        """Keeps what was set; nothing fires by itself."""
+
+        def __init__(self):
+            self.delays = []
+
+        def call_at(self, when, callback, argument):
+            self.delays.append(when - 100.0)
+            self.callback = callback
+            return self
+
+        def cancel(self):
+            pass
+
+    timers = Timers()
+    up = Upstream("u", "127.0.0.1:1", timers, UpstreamSettings(), rng=random.Random(5), clock=lambda: 100.0)
+    for _ in range(6):
+        up._back_off()
+        up._backoff_timer = None
+    for delay_s, expected_s in zip(timers.delays, [0.1, 0.2, 0.4, 0.5, 0.5, 0.5], strict=True):
+        assert expected_s * 0.8 <= delay_s <= expected_s * 1.2
+    assert len(set(timers.delays)) == 6
+
+
+async def test_a_peer_without_settings_is_no_connection(upstream, new_sink):
+    gone = asyncio.Event()
+
+    async def silent(reader, writer):
+        await reader.read()
+        writer.close()
+        gone.set()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    target = "{}:{}".format(*server.sockets[0].getsockname())
+    up = upstream(target, connections=1, connection=ConnectionSettings(handshake_timeout_s=0.1))
+    sink = new_sink()
+    ask(up, sink)
+    end = await sink.end()
+    assert (end.delivery, end.code) == (Delivery.NOT_SENT, Code.UNAVAILABLE)
+    assert "SETTINGS" in end.message
+    await asyncio.wait_for(gone.wait(), 5)
+    await up.close(0.0)
+    server.close()
+
+
+async def test_a_peer_that_is_no_http_2_is_no_connection(upstream, new_sink):
+    async def http_1(reader, writer):
+        writer.write(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n")
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(http_1, "127.0.0.1", 0)
+    up = upstream("{}:{}".format(*server.sockets[0].getsockname()), connections=1)
+    sink = new_sink()
+    ask(up, sink)
+    assert (await sink.end()).delivery is Delivery.NOT_SENT
+    await up.close(0.0)
+    server.close()
+
+
+async def test_a_connection_that_fails_with_its_first_bytes_is_never_used(upstream, eventually):
+    gone = asyncio.Event()
+
+    async def mad(reader, writer):
+        engine = ngh2.Connection(ngh2.Role.SERVER)
+        engine.initiate_connection()
+        for _ in range(2_000):
+            engine.ping()
+        writer.write(engine.data_to_send())  # ready and lost in one read
+        with suppress(ConnectionResetError):
+            await reader.read()
+        writer.close()
+        gone.set()
+
+    server = await asyncio.start_server(mad, "127.0.0.1", 0)
+    address = "{}:{}".format(*server.sockets[0].getsockname())
+    up = upstream(address, connections=1, backoff_initial_s=30, backoff_max_s=30)
+    await eventually(lambda: up.counters.connect_failures)
+    assert not up._live
+    assert not up.counters.connects
+    assert "ENHANCE_YOUR_CALM" in up.counters.last_error
+    await asyncio.wait_for(gone.wait(), 5)
+    server.close()
+
+
+async def test_a_blackholed_connection_is_left_within_its_bound(
+    upstream, raw_server, new_sink, proxy, eventually
+):
+    server = await raw_server(answer)
+    hole = await proxy(server.target)
+    up = upstream(hole.target, connections=1)
+    assert await up.wait_ready(5)
+    warm = new_sink()
+    ask(up, warm)
+    await warm.end()
+    hole.blackholed = True
+    sinks = [new_sink() for _ in range(3)]
+    began = time.monotonic()
+    for sink in sinks:
+        ask(up, sink)
+    ends = [await sink.end() for sink in sinks]
+    took_s = time.monotonic() - began
+    assert [(end.delivery, end.code) for end in ends] == [(Delivery.UNANSWERED, Code.UNAVAILABLE)] * 3
+    assert "ping" in ends[0].message
+    assert 1.2 <= took_s < 1.5 + 0.5, "0.6 s of silence, 0.6 s for the ping, and a busy machine"
+    hole.blackholed = False
+    assert await up.wait_ready(5)
+    after = new_sink()
+    ask(up, after)
+    assert (await after.end()).delivery is Delivery.ANSWERED
+
+
+async def test_attempts_too_short_to_see_silence_do_not_hide_it(
+    upstream, raw_server, new_sink, proxy, eventually
+):
+    server = await raw_server(answer)
+    hole = await proxy(server.target)
+    up = upstream(hole.target, connections=1, liveness=LivenessSettings(silence_s=0.2, ping_timeout_s=0.2))
+    assert await up.wait_ready(5)
+    connection = up._usable[0]
+    hole.blackholed = True
+    began = time.monotonic()
+    while not up.counters.disconnects:
+        assert time.monotonic() - began < 2
+        started = ask(up, new_sink())
+        await asyncio.sleep(0.02)
+        started.cancel()
+        await eventually(lambda: not connection.streams)
+        await asyncio.sleep(0.02)
+    assert "ping" in up.counters.last_error
+
+
+async def test_one_attempt_given_up_is_enough_to_find_a_dead_connection(
+    upstream, raw_server, new_sink, proxy, eventually
+):
+    server = await raw_server(answer)
+    hole = await proxy(server.target)
+    up = upstream(hole.target, connections=1, liveness=QUICK)
+    assert await up.wait_ready(5)
+    connection = up._usable[0]
+    hole.blackholed = True
+    started = ask(up, new_sink())
+    await eventually(lambda: connection._written_id)
+    started.cancel()
+    await eventually(lambda: up.counters.disconnects)
+    assert "ping" in up.counters.last_error
+
+
+async def test_slow_calls_on_a_living_connection_are_pinged_twice_and_then_left_in_peace(
+    upstream, raw_server, new_sink, eventually
+):
+    server = await raw_server()
+    up = upstream(server.target, connections=1, liveness=QUICK)
+    assert await up.wait_ready(5)
+    slow = new_sink()
+    ask(up, slow)
+    old = await eventually(lambda: server.peers and server.peers[0])
+    # Silent for long: a second connection takes over.
+    await eventually(lambda: len(server.peers) == 2)
+    await eventually(lambda: up.counters.connects == 2)
+    assert len(old.of(ngh2.PingReceived)) == 2
+    ask(up, new_sink())
+    await eventually(lambda: server.peers[1].of(ngh2.RequestReceived))
+    assert len(old.of(ngh2.RequestReceived)) == 1
+    assert len(old.of(ngh2.PingReceived)) == 2
+    # The slow call is not harmed, and its answer makes the connection good again.
+    old.engine.send_response(1, [*OK, (b"grpc-status", b"0")], end_stream=True)
+    old.flush()
+    assert (await slow.end()).delivery is Delivery.ANSWERED
+    # One connection is enough: the one with fewer streams goes.
+    await old.until(lambda: old.eof)
+    assert up.state is UpstreamState.READY
+
+
+async def test_when_all_connections_rest_the_last_heard_of_still_serves(
+    upstream, raw_server, new_sink, eventually
+):
+    server = await raw_server()
+    up = upstream(server.target, connections=1, connections_spare=0, liveness=QUICK)
+    assert await up.wait_ready(5)
+    ask(up, new_sink())
+    await eventually(lambda: not up._usable)
+    assert up.state is UpstreamState.READY
+    ask(up, new_sink())
+    await eventually(lambda: len(server.peers[0].of(ngh2.RequestReceived)) == 2)
+    assert len(server.peers) == 1
+
+
+async def test_idle_connections_are_not_pinged(upstream, raw_server, new_sink):
+    server = await raw_server(answer)
+    up = upstream(server.target, connections=1, liveness=QUICK)
+    sink = new_sink()
+    ask(up, sink)
+    await sink.end()
+    await asyncio.sleep(3 * (QUICK.silence_s + QUICK.ping_timeout_s))
+    assert not server.peers[0].of(ngh2.PingReceived)
+    assert not up.counters.disconnects
+
+
+async def test_close_waits_for_streams_and_says_goodbye(upstream, raw_server, new_sink, eventually):
+    server = await raw_server()
+    up = upstream(server.target, connections=1)
+    assert await up.wait_ready(5)
+    sink = new_sink()
+    ask(up, sink)
+    peer = server.peers[0]
+    await peer.until(lambda: peer.of(ngh2.RequestReceived))
+    closing = asyncio.create_task(up.close(5.0))
+    await asyncio.sleep(0)
+    late = new_sink()
+    ask(up, late)
+    assert (await late.end()).delivery is Delivery.NOT_SENT
+    assert not closing.done()
+    peer.engine.send_response(1, [*OK, (b"grpc-status", b"0")], end_stream=True)
+    peer.flush()
+    assert (await sink.end()).delivery is Delivery.ANSWERED
+    await asyncio.wait_for(closing, 5)
+    await peer.until(lambda: peer.of(ngh2.GoAwayReceived))
+    assert up.state is UpstreamState.CLOSED
+
+
+async def test_close_is_bounded_and_tells_what_is_known(upstream, raw_server, new_sink):
+    server = await raw_server()
+    up = upstream(server.target, connections=1)
+    assert await up.wait_ready(5)
+    sink = new_sink()
+    ask(up, sink)
+    peer = server.peers[0]
+    await peer.until(lambda: peer.of(ngh2.RequestReceived))
+    await asyncio.wait_for(up.close(0.05), 5)
+    assert (await sink.end()).delivery is Delivery.UNANSWERED
+
+
+async def test_close_while_connecting_leaves_nothing(new_sink, eventually):
+    accepted = []
+    server = await asyncio.start_server(lambda _, w: accepted.append(w), "127.0.0.1", 0)
+    timers = TimerWheel(asyncio.get_running_loop())
+    up = Upstream("u", "{}:{}".format(*server.sockets[0].getsockname()), timers, rng=random.Random(1))
+    up.open()
+    sink = new_sink()
+    ask(up, sink)
+    await eventually(lambda: accepted)
+    await up.close(0.0)
+    assert (await sink.end()).delivery is Delivery.NOT_SENT
+    assert not up._dials
+    server.close()
+    for writer in accepted:
+        writer.transport.abort()
+    timers.close()
+
+
+async def test_unix_targets_are_reached(upstream, new_sink, tmp_path, cleanup):
+    path = str(tmp_path / "raw.sock")
+
+    async def serve(reader, writer):
+        engine = ngh2.Connection(ngh2.Role.SERVER)
+        engine.initiate_connection()
+        writer.write(engine.data_to_send())
+        while data := await reader.read(65_536):
+            engine.receive_data(data)
+            for event in engine.events():
+                if isinstance(event, ngh2.DataReceived) and event.end_stream:
+                    engine.send_response(event.stream_id, [*OK, (b"grpc-status", b"0")], end_stream=True)
+            writer.write(engine.data_to_send())
+        writer.close()
+
+    server = await asyncio.start_unix_server(serve, path)
+    up = upstream(f"unix:{path}", connections=1)
+    sink = new_sink()
+    started = ask(up, sink)
+    assert (await sink.end()).code is Code.OK
+    assert started.peer == f"unix:{path}"
+    await up.close(0.0)
+    server.close()
