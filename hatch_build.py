@@ -34,7 +34,10 @@ def compile_protos(root: Path) -> None:
         f"--grpc_python_out={root}",
         f"--mypy_out=quiet:{root}",
         f"--mypy_grpc_out=quiet:{root}",
-        *(f"--plugin={name}={_beside_this_python(name)}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")),
+        *(
+            f"--plugin={name}={_beside_this_python(name)}"
+            for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")
+        ),
         *sources,
     ]
     if protoc.main(command) != 0:
@@ -43,7 +46,9 @@ def compile_protos(root: Path) -> None:
 
 def _beside_this_python(program: str) -> str:
     """Find a program of the build environment, which need not be on PATH when its venv is not activated."""
-    found = shutil.which(program, path=os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")]))
+    found = shutil.which(
+        program, path=os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
+    )
     if found is None:
         raise SystemExit(f"{program} not found: install mypy-protobuf into this Python")
     return found

@@ -69,7 +69,7 @@ async def serve(settings: Settings, policy: RelayPolicy, on_ready: Callable[[Add
     try:
         async with running(settings, policy) as app:
             on_ready(app.addresses)
-            await app.until_told_to_stop()
+            await app.stop_asked.wait()
             await app.drain()
     finally:
         log_stream.finish(timeout_s=1.0)
@@ -83,7 +83,8 @@ class App:
         rng = random.Random(settings.seed)
         self._settings = settings
         self._policy = policy
-        self._stop = asyncio.Event()
+        self.stop_asked = asyncio.Event()
+        """Set by SIGTERM, SIGINT or AdminService's Drain."""
         self._hurry = asyncio.Event()
         self._grace_s = settings.shutdown_grace_s
         self.timers = TimerWheel(loop)
@@ -155,7 +156,13 @@ class App:
         return Addresses(self._relay_address, self.control.admin_address, self.http.address)
 
     async def start(self, undo: contextlib.AsyncExitStack) -> None:
-        """Start back to front, the callers' address last; ``undo`` learns how to stop what was started."""
+        """Start back to front, the callers' address last; ``undo`` learns how to stop what was started.
+
+        From the first moment on a signal means: stop in order.
+        """
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self.stop)
         undo.callback(self.timers.close)
         self.telemetry.start()
         undo.push_async_callback(asyncio.to_thread, self.telemetry.shutdown)
@@ -186,18 +193,11 @@ class App:
 
     def stop(self, grace_s: float | None = None) -> None:
         """Begin to drain; asked a second time, end the drain at once."""
-        if self._stop.is_set():
+        if self.stop_asked.is_set():
             self._hurry.set()
         if grace_s is not None:
             self._grace_s = grace_s
-        self._stop.set()
-
-    async def until_told_to_stop(self) -> None:
-        """Wait for SIGTERM, SIGINT or AdminService's Drain."""
-        loop = asyncio.get_running_loop()
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, self.stop)
-        await self._stop.wait()
+        self.stop_asked.set()
 
     async def drain(self) -> None:
         """Let callers go elsewhere and finish what they are owed, within the grace.

@@ -40,6 +40,9 @@ _EXECUTED_AT_ONCE: Headers = (
     (b"relay-origin", b"upstream"),
     (b"relay-outcome", b"executed"),
 )
+_OUR_TRAILERS = frozenset(name for name, _ in _EXECUTED_AT_ONCE)
+MESSAGE_CHARS_MAX = 1_000
+"""Of a status message that stands in error details: it may quote what an upstream said."""
 
 
 class MalformedKeyError(ValueError):
@@ -63,6 +66,11 @@ def idempotency_key(metadata: Headers) -> bytes | None:
     if len(keys) > 1 or not 1 <= len(key) <= KEY_LENGTH_MAX or not all(0x20 <= byte <= 0x7E for byte in key):
         raise MalformedKeyError
     return key
+
+
+def is_derived(key: bytes) -> bool:
+    """Whether a key has the form that `derived_key` gives."""
+    return len(key) == 64 and not set(key) - set(b"0123456789abcdef")
 
 
 def derived_key(tenant: str, method: str, key: bytes) -> bytes:
@@ -96,21 +104,24 @@ def pushback_s(trailers: Headers) -> float | None:
 
 
 def _retry_info_s(details: bytes) -> float | None:
+    """RetryInfo's delay; None without one, and for bytes that are no details at all."""
     try:
         status = Status.FromString(base64.b64decode(details + b"=" * (-len(details) % 4)))
+        for detail in status.details:
+            if detail.TypeName() == RetryInfo.DESCRIPTOR.full_name:
+                info = RetryInfo.FromString(detail.value)
+                return info.retry_delay.seconds + info.retry_delay.nanos / 1e9
     except (DecodeError, ValueError):
-        return None
-    for detail in status.details:
-        if detail.TypeName() == RetryInfo.DESCRIPTOR.full_name:
-            info = RetryInfo.FromString(detail.value)
-            return info.retry_delay.seconds + info.retry_delay.nanos / 1e9
+        pass
     return None
 
 
 def trailers_of(verdict: Verdict, method: str, upstream_trailers: Headers) -> Headers:
     """The trailers of a call that an attempt answered or failed: the upstream's, then ours."""
+    # An upstream that is a relay itself has said all this of its own attempts.
+    theirs = [field for field in upstream_trailers if field[0] not in _OUR_TRAILERS]
     if verdict.code is Code.OK and verdict.attempts == 1:
-        return (*upstream_trailers, *_EXECUTED_AT_ONCE) if upstream_trailers else _EXECUTED_AT_ONCE
+        return (*theirs, *_EXECUTED_AT_ONCE) if theirs else _EXECUTED_AT_ONCE
     ours = [
         (b"relay-attempts", str(verdict.attempts).encode()),
         (b"relay-decision", verdict.decision.encode()),
@@ -118,19 +129,21 @@ def trailers_of(verdict: Verdict, method: str, upstream_trailers: Headers) -> He
         (b"relay-outcome", verdict.outcome.encode()),
     ]
     if verdict.origin is Origin.UPSTREAM:
-        return (*upstream_trailers, *ours)
+        return (*theirs, *ours)
     return (*ours, *_relay_details(verdict, method))
 
 
 def _relay_details(verdict: Verdict, method: str) -> Iterable[tuple[bytes, bytes]]:
     if verdict.reason is None:
         return
+    pushback_ms = None
     if verdict.pushback_s is not None:
         pushback_ms = _rounded(round(verdict.pushback_s * 1000))
         yield PUSHBACK, str(pushback_ms).encode()
-        yield DETAILS, _details(verdict.code, verdict.message, verdict.reason, method, pushback_ms)
-    else:
-        yield DETAILS, _details(verdict.code, verdict.message, verdict.reason, method, None)
+    # A flood is refused with few different answers; those after an attempt quote the upstream and differ.
+    make = _details if verdict.attempts else _details_of_refusal
+    message = verdict.message[:MESSAGE_CHARS_MAX]
+    yield DETAILS, make(verdict.code, message, verdict.reason, method, pushback_ms)
 
 
 def _rounded(pushback_ms: int) -> int:
@@ -139,11 +152,10 @@ def _rounded(pushback_ms: int) -> int:
     return pushback_ms // unit * unit
 
 
-@lru_cache(maxsize=4096)
 def _details(code: Code, message: str, reason: Reason, method: str, pushback_ms: int | None) -> bytes:
     """``grpc-status-details-bin``: ErrorInfo, and RetryInfo and QuotaFailure where they apply.
 
-    Cached, since a flood is refused with few different answers. Unpadded base64, as gRPC writes it.
+    Unpadded base64, as gRPC writes it.
     """
     status = Status(code=int(code), message=message)
     details = [ErrorInfo(reason=reason.name, domain=DOMAIN, metadata={"method": method})]
@@ -156,6 +168,9 @@ def _details(code: Code, message: str, reason: Reason, method: str, pushback_ms:
         packed.append(_pack(QuotaFailure(violations=[violation])))
     status.details.extend(packed)
     return base64.b64encode(status.SerializeToString()).rstrip(b"=")
+
+
+_details_of_refusal = lru_cache(maxsize=1024)(_details)
 
 
 def _pack(message: ErrorInfo | RetryInfo | QuotaFailure) -> Any:

@@ -4,18 +4,22 @@ The envelope is answered on the data plane itself: its content goes into the sam
 call would, and the upstream's answer comes back in an envelope. Deadline and metadata are the envelope's.
 """
 
+from __future__ import annotations
+
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 
 from google.protobuf.message import DecodeError
 
 from protos.relay.v1.relay_pb2 import RelayRequest, RelayResponse
+from relay_service.core.names import is_method_name
 from relay_service.core.policy import RelayPolicy
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
-from relay_service.forwarding import FRAME_PREFIX_BYTES, is_one_message
+from relay_service.forwarding import FRAME_PREFIX_BYTES, Collector, is_one_message
 from relay_service.methods import MethodCatalog, MethodFacts
-from relay_service.ports import CallHead, Headers, IncomingCall, Reply
+from relay_service.ports import CallHead, Headers, IncomingCall, Reply, TimerHandle
 from relay_service.relay import Relay
 
 METHOD = "relay.v1.RelayService/Relay"
@@ -47,21 +51,38 @@ class EnvelopeOpener:
         """Answer an envelope that holds no call."""
         self._relay.refuse(head, reply, reason, message)
 
-    def open(self, head: CallHead, framed: bytes, reply: Reply) -> IncomingCall | None:
-        """Start the call inside; raises `EnvelopeError` when there is none."""
+    def open(self, head: CallHead, framed: bytes, reply: Reply) -> tuple[CallHead, bytes, Reply]:
+        """The call inside: its head, its framed request, and where its answer goes.
+
+        Raises `EnvelopeError` when there is none.
+        """
         request = _parse(head, framed, self.max_message_bytes)
         facts = self._facts(request)
-        inner_head = replace(
+        now = self._relay.now()
+        inner = replace(
             head,
             method=request.method,
             metadata=[field for field in head.metadata if field[0] not in _ENCODINGS],
-            timeout_s=head.timeout_s and head.timeout_s - (self._relay.now() - head.received_at),
+            timeout_s=head.timeout_s and max(0.0, head.timeout_s - (now - head.received_at)),
+            unary=True,
         )
-        envelope_reply = EnvelopeReply(reply, facts.output_type if facts else "", self.max_message_bytes)
-        call = self._relay.on_call(inner_head, envelope_reply)
-        if call is not None:
-            call.on_request_data(frame(request.request.value), end=True)
-        return call
+        output_type = facts.output_type if facts else ""
+        return inner, frame(request.request.value), EnvelopeReply(reply, output_type, self.max_message_bytes)
+
+    def start(self, head: CallHead, reply: Reply) -> IncomingCall | None:
+        """Hand the call inside to the relay."""
+        return self._relay.on_call(head, reply)
+
+    def call_at_deadline(
+        self, head: CallHead, callback: Callable[[EnvelopeCall], None], call: EnvelopeCall
+    ) -> TimerHandle | None:
+        """Set a timer for the envelope's deadline: the caller's, or the default for this method."""
+        timeout_s = self._policy.method_policy(METHOD).default_timeout_s
+        if head.timeout_s is not None:
+            timeout_s = head.timeout_s
+        if timeout_s is None:
+            return None
+        return self._relay.timers.call_at(head.received_at + timeout_s, callback, call)
 
     @property
     def max_message_bytes(self) -> int:
@@ -88,43 +109,61 @@ class EnvelopeOpener:
 class EnvelopeCall:
     """Collects the envelope, then passes on what happens to the call inside (an ``IncomingCall``)."""
 
-    __slots__ = ("_framed", "_head", "_inner", "_opener", "_over", "_reply")
+    __slots__ = ("_collector", "_head", "_inner", "_opener", "_over", "_reply", "_timer")
 
     def __init__(self, opener: EnvelopeOpener, head: CallHead, reply: Reply) -> None:
         self._opener = opener
         self._head = head
         self._reply = reply
-        self._framed = b""
+        self._collector = Collector(opener.max_message_bytes)
         self._inner: IncomingCall | None = None
         self._over = False
+        self._timer: TimerHandle | None = opener.call_at_deadline(head, EnvelopeCall.too_late, self)
 
     def on_request_data(self, data: bytes, *, end: bool) -> None:
         """See `relay_service.ports.IncomingCall`."""
         self._reply.consumed(len(data))
         if self._over:
             return
-        self._framed += data
-        if len(self._framed) > self._opener.max_message_bytes + FRAME_PREFIX_BYTES:
-            self._refuse(Reason.MESSAGE_TOO_LARGE, Reason.MESSAGE_TOO_LARGE.meaning)
+        problem = self._collector.add(data)
+        if problem is not None:
+            self._refuse(problem, problem.meaning)
         elif end:
             self._open()
 
+    def too_late(self) -> None:
+        """The deadline came before the whole envelope."""
+        self._refuse(Reason.DEADLINE_PASSED, Reason.DEADLINE_PASSED.meaning)
+
     def _open(self) -> None:
-        self._over = True
+        self._close()
+        framed = self._collector.whole()
+        if framed is None:
+            self._refuse(Reason.MALFORMED_REQUEST, Reason.MALFORMED_REQUEST.meaning)
+            return
         try:
-            self._inner = self._opener.open(self._head, self._framed, self._reply)
+            head, body, reply = self._opener.open(self._head, framed, self._reply)
         except EnvelopeError as error:
             self._refuse(Reason.ENVELOPE_INVALID, str(error))
-        self._framed = b""
+            return
+        self._inner = self._opener.start(head, reply)
+        if self._inner is not None:
+            self._inner.on_request_data(body, end=True)
+
+    def _close(self) -> None:
+        """Take no more of the envelope."""
+        self._over = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _refuse(self, reason: Reason, message: str) -> None:
-        self._over = True
-        self._framed = b""
+        self._close()
         self._opener.refuse(self._head, self._reply, reason, message)
 
     def on_cancelled(self) -> None:
         """See `relay_service.ports.IncomingCall`."""
-        self._over = True
+        self._close()
         if self._inner is not None:
             self._inner.on_cancelled()
 
@@ -216,7 +255,6 @@ def _parse(head: CallHead, framed: bytes, max_bytes: int) -> RelayRequest:
         request = RelayRequest.FromString(unframe(framed, encoding, max_bytes))
     except DecodeError:
         raise EnvelopeError("it is no relay.v1.RelayRequest") from None
-    service, slash, method = request.method.partition("/")
-    if not (service and slash and method) or "/" in method:
+    if not is_method_name(request.method):
         raise EnvelopeError(f"method must be package.Service/Method, not {request.method[:200]!r}")
     return request

@@ -32,6 +32,7 @@ from relay_service.core.call import (
     State,
     WaitBackoff,
 )
+from relay_service.core.evidence import Delivery
 from relay_service.core.policy import MethodPolicy
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
@@ -67,6 +68,12 @@ class Host(Protocol):
 
     def give_worker_back(self, now: float) -> None:
         """The worker is free for the next in the queue that can use it."""
+
+    def hold_request(self, size_bytes: int) -> bool:
+        """Ask for so much room for a request; False when too many requests are held already."""
+
+    def let_go_of_request(self, size_bytes: int) -> None:
+        """The room is free again."""
 
     def leave_queue(self, call: "UnaryCall") -> None:
         """The call waits no longer."""
@@ -141,6 +148,10 @@ class ForwardedCall:
         if attempt is self._attempt:
             self._attempt_over(end, self._host.now())
 
+    def turn_away(self) -> None:
+        """The relay is shutting down and will not wait for this call."""
+        self._stop(Aborted(Reason.DRAINING))
+
     def deadline_passed(self) -> None:
         """The call's own timer."""
         self._stop(DeadlinePassed())
@@ -191,22 +202,28 @@ class ForwardedCall:
 
     def _give_attempt_up(self, code: Code, message: str) -> None:
         attempt = self._attempt
-        if attempt is not None:
-            self._attempt_over(AttemptEnd(attempt.cancel(), code, message), self._host.now())
+        # Without one it could not even be started; whatever raised there must not keep the call for ever.
+        delivery = Delivery.NOT_SENT if attempt is None else attempt.cancel()
+        self._attempt_over(AttemptEnd(delivery, code, message), self._host.now())
 
     def _attempt_over(self, end: AttemptEnd, now: float) -> None:
-        attempt = self._attempt
-        assert attempt is not None, "only a running attempt ends"  # noqa: S101 (a state that cannot be)
+        failed = end.code is not Code.OK
+        done = AttemptDone(
+            end.delivery,
+            end.code,
+            end.message,
+            pushback_s=contract.pushback_s(end.trailers) if failed and end.trailers else None,
+            responded=self._responded,
+            replayable=self._replayable,
+        )
+        peer = self._attempt.peer if self._attempt is not None else ""
         self._attempt = None
         self._end = end
         if self._attempt_timer is not None:
             self._attempt_timer.cancel()
             self._attempt_timer = None
-        pushback_s = contract.pushback_s(end.trailers) if end.trailers and end.code is not Code.OK else None
-        done = AttemptDone(end.delivery, end.code, end.message, pushback_s, self._replayable)
-        self._observer.attempt_ended(
-            self._machine.attempts, attempt.peer, end, self._machine.evidence_of(done), now
-        )
+        evidence = self._machine.judgement_of(done).evidence
+        self._observer.attempt_ended(self._machine.attempts, peer, end, evidence, now)
         self._handle(done, now)
 
     def _finish(self, verdict: Verdict, now: float) -> None:
@@ -228,6 +245,12 @@ class ForwardedCall:
 
     @property
     def _replayable(self) -> bool:
+        """Whether another attempt could be made."""
+        raise NotImplementedError
+
+    @property
+    def _responded(self) -> bool:
+        """Whether response messages came."""
         raise NotImplementedError
 
     def _send_request(self, attempt: Attempt) -> None:
@@ -249,18 +272,55 @@ class ForwardedCall:
         raise NotImplementedError
 
 
+class Collector:
+    """One gRPC message in the making, judged as soon as its prefix is there."""
+
+    __slots__ = ("_chunks", "_expected_bytes", "_max_bytes", "size_bytes")
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._chunks: list[bytes] = []
+        self._expected_bytes: int | None = None
+        self.size_bytes = 0
+        """Collected so far, the prefix included."""
+
+    def add(self, data: bytes) -> Reason | None:
+        """Take more bytes; a reason when they cannot become a message that is accepted."""
+        self._chunks.append(data)
+        self.size_bytes += len(data)
+        if self._expected_bytes is None:
+            if self.size_bytes < FRAME_PREFIX_BYTES:
+                return None
+            prefix = b"".join(self._chunks)[:FRAME_PREFIX_BYTES]
+            if prefix[0] not in (0, 1):
+                return Reason.MALFORMED_REQUEST
+            self._expected_bytes = int.from_bytes(prefix[1:]) + FRAME_PREFIX_BYTES
+            if self._expected_bytes > self._max_bytes + FRAME_PREFIX_BYTES:
+                return Reason.MESSAGE_TOO_LARGE
+        return Reason.MALFORMED_REQUEST if self.size_bytes > self._expected_bytes else None
+
+    def whole(self) -> bytes | None:
+        """The message with its prefix; None when bytes are missing."""
+        if self.size_bytes != self._expected_bytes:
+            return None
+        if len(self._chunks) > 1:
+            self._chunks = [b"".join(self._chunks)]
+        return self._chunks[0]
+
+
 class UnaryCall(ForwardedCall):
     """One message each way, both held whole; at most ``max_message_bytes`` each.
 
-    State beyond the shared: the request and response bytes so far, whether the request is complete, and
-    what the call has of the admission: a place in the queue, a worker, or neither.
+    State beyond the shared: the request in the making and whole, the response so far, and what the call
+    has of the relay: a place in the queue, a worker, room for its request.
     """
 
     __slots__ = (
+        "_collector",
+        "_held_bytes",
         "_holds_worker",
         "_in_queue",
         "_request",
-        "_request_done",
         "_response",
         "_response_bytes",
         "_response_headers",
@@ -268,8 +328,9 @@ class UnaryCall(ForwardedCall):
 
     def __init__(self, host: Host, plan: Plan, machine: Call, reply: Reply, observer: CallObserver) -> None:
         super().__init__(host, plan, machine, reply, observer)
-        self._request = b""
-        self._request_done = False
+        self._collector = Collector(plan.policy.max_message_bytes)
+        self._request: bytes | None = None
+        self._held_bytes = 0
         self._response: list[bytes] = []
         self._response_bytes = 0
         self._response_headers: Headers | None = None
@@ -280,18 +341,26 @@ class UnaryCall(ForwardedCall):
 
     def on_request_data(self, data: bytes, *, end: bool) -> None:
         """Collect the request; when it is whole, ask for a worker."""
-        if self._machine.state is not State.READY or self._request_done:
+        if self._machine.state is not State.READY or self._request is not None:
             return
-        self._request = self._request + data if self._request else data
         self._reply.consumed(len(data))
-        if len(self._request) > self._plan.policy.max_message_bytes + FRAME_PREFIX_BYTES:
-            self._stop(Aborted(Reason.MESSAGE_TOO_LARGE))
+        problem = self._collector.add(data)
+        if problem is not None:
+            self._stop(Aborted(problem))
+        elif not self._hold(len(data)):
+            self._stop(Aborted(Reason.QUEUE_FULL, self._host.pushback_s(self._host.now())))
         elif end:
-            self._request_done = True
-            if is_one_message(self._request):
-                self._seek_worker(Begin())
-            else:
+            self._request = self._collector.whole()
+            if self._request is None:
                 self._stop(Aborted(Reason.MALFORMED_REQUEST))
+            else:
+                self._seek_worker(Begin())
+
+    def _hold(self, size_bytes: int) -> bool:
+        if not self._host.hold_request(size_bytes):
+            return False
+        self._held_bytes += size_bytes
+        return True
 
     def on_reply_drained(self) -> None:
         """The answer is sent in one piece: there is nothing to go on with."""
@@ -317,30 +386,33 @@ class UnaryCall(ForwardedCall):
                 self._handle(RetryRefused(), now)
 
     def worker_granted(self, now: float) -> bool:
-        """The wait in the queue is over. False hands the worker on: the call ended without an attempt."""
+        """The wait in the queue is over; False when the call ended at once and needs no worker."""
         self._in_queue = False
         self._observer.dequeued(now)
         return self._use_worker(Begin() if self._machine.state is State.READY else BackoffElapsed(), now)
 
     def _use_worker(self, then: Event, now: float) -> bool:
-        """Go on with a worker; False when that took none, because a breaker refused the attempt."""
+        """Start an attempt with the worker just given; False when the call ended instead."""
         self._holds_worker = True
         self._handle(then, now)
-        if self._holds_worker and self._attempt is None:
-            self._holds_worker = False
-            return False
-        return True
+        # An attempt never ends inside its start.
+        self._holds_worker = self._machine.state is State.ATTEMPTING
+        return self._holds_worker
 
-    def _attempt_over(self, end: AttemptEnd, now: float) -> None:
-        super()._attempt_over(end, now)
-        if self._holds_worker:
-            self._holds_worker = False
-            self._host.give_worker_back(now)
+    def _handle(self, event: Event, now: float) -> None:
+        try:
+            super()._handle(event, now)
+        finally:
+            if self._holds_worker and isinstance(event, AttemptDone):
+                self._holds_worker = False
+                self._host.give_worker_back(now)
 
     def _finish(self, verdict: Verdict, now: float) -> None:
         if self._in_queue:
             self._in_queue = False
             self._host.leave_queue(self)
+        self._host.let_go_of_request(self._held_bytes)
+        self._held_bytes = 0
         super()._finish(verdict, now)
 
     # The attempt and its answer -----------------------------------------------------------------
@@ -349,11 +421,15 @@ class UnaryCall(ForwardedCall):
     def _replayable(self) -> bool:
         return True
 
+    @property
+    def _responded(self) -> bool:
+        return self._response_bytes > 0
+
     def _send_request(self, attempt: Attempt) -> None:
         self._response_headers = None
         self._response.clear()
         self._response_bytes = 0
-        attempt.send_data(self._request, end=True)
+        attempt.send_data(self._request or b"", end=True)
 
     def on_response_headers(self, attempt: Attempt, headers: Headers) -> None:
         """Keep them until the verdict."""
@@ -387,18 +463,26 @@ class StreamCall(ForwardedCall):
     Backpressure crosses the relay: bytes that one side may not take yet give no window to the other, so
     memory stays within the windows whoever is slow. State beyond the shared: what is kept of the request
     for another attempt (None once too much was sent or anything was delivered), whether the caller
-    half-closed, and the window credit that each side is owed.
+    half-closed, whether messages came back, and the window credit that each side is owed.
     """
 
-    __slots__ = ("_owed_to_attempt", "_owed_to_caller", "_replay", "_replay_bytes", "_request_done")
+    __slots__ = (
+        "_has_responded",
+        "_owed_to_attempt",
+        "_owed_to_caller",
+        "_replay",
+        "_replay_bytes",
+        "_request_done",
+    )
 
     def __init__(self, host: Host, plan: Plan, machine: Call, reply: Reply, observer: CallObserver) -> None:
         super().__init__(host, plan, machine, reply, observer)
-        self._replay: list[bytes] | None = []
+        self._replay: list[bytes] | None = [] if plan.policy.replay_buffer_bytes else None
         self._replay_bytes = 0
         self._request_done = False
         self._owed_to_caller = 0
         self._owed_to_attempt = 0
+        self._has_responded = False
 
     def begin(self, now: float) -> None:
         """Start the first attempt, before any request message is there."""
@@ -439,6 +523,10 @@ class StreamCall(ForwardedCall):
     def _replayable(self) -> bool:
         return self._replay is not None
 
+    @property
+    def _responded(self) -> bool:
+        return self._has_responded
+
     def _send_request(self, attempt: Attempt) -> None:
         request: Sequence[bytes] = self._replay or ()
         self._owed_to_attempt = 0
@@ -461,6 +549,7 @@ class StreamCall(ForwardedCall):
         """Send it on; the upstream gets its window back when the caller has room."""
         if attempt is not self._attempt:
             return
+        self._has_responded = True
         self._reply.send_data(data)
         self._owed_to_attempt += len(data)
         self._credit_attempt(attempt)

@@ -35,6 +35,8 @@ class CallHead:
     """Monotonic seconds."""
     peer: str
     """``host:port`` of the caller, for logs and spans."""
+    unary: bool = False
+    """Known to be one message each way by whoever took the call (an envelope holds nothing else)."""
 
 
 class Reply(Protocol):

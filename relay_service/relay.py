@@ -11,7 +11,7 @@ from random import Random
 
 from relay_service import contract
 from relay_service.core.admission import Admission, Admitted
-from relay_service.core.breaker import CircuitBreaker, Work
+from relay_service.core.breaker import CircuitBreaker
 from relay_service.core.breakers import Breakers
 from relay_service.core.budget import RetryGate
 from relay_service.core.call import Call
@@ -35,6 +35,9 @@ from relay_service.ports import (
 
 UNAUTHENTICATED_TENANT = ""
 """All callers without a verified identity are one tenant."""
+
+HELD_REQUEST_BYTES_MAX = 256 * 1024 * 1024
+"""Request bytes of all unary calls, held for their attempts; beyond it calls find the queue full."""
 
 OWN_SERVICE_POLICY = MethodPolicy(
     default_timeout_s=None, max_timeout_s=None, attempt_timeout_s=None, retry=NO_RETRY, replay_buffer_bytes=0
@@ -83,6 +86,8 @@ class Relay:
         self._breakers = Breakers(policy, now())
         self._own_gate = RetryGate(None, None, now())
         self._in_flight = 0
+        self._held_bytes = 0
+        self._own_calls: set[StreamCall] = set()
         self._draining = False
 
     # What others may look at --------------------------------------------------------------------
@@ -113,8 +118,11 @@ class Relay:
         return self._draining
 
     def drain(self) -> None:
-        """Refuse new calls from now on; those under way go on."""
+        """Refuse new calls from now on; those under way go on, but for calls to our own services: a health
+        watch never ends by itself."""
         self._draining = True
+        for call in list(self._own_calls):
+            call.turn_away()
 
     # A call arrives -----------------------------------------------------------------------------
 
@@ -153,8 +161,10 @@ class Relay:
             attempt_limit_s=None,
             gate=self._own_gate,
             rng=self._rng,
+            streaming=True,
         )
         call = StreamCall(self, plan, machine, reply, observer)
+        self._own_calls.add(call)
         call.begin(now)
         return call
 
@@ -167,12 +177,12 @@ class Relay:
         policy = self._policy.method_policy(head.method)
         facts = self._catalog.facts(upstream, head.method)
         safety = policy.safety or (facts.safety if facts else None) or Safety.NONE
-        unary = _is_unary(policy, facts, safety)
+        unary = head.unary or _is_unary(policy, facts, safety)
         hops = contract.hops(head.metadata)
         if hops >= self._policy.max_hops:
             raise Refusal(Reason.HOP_LIMIT)
         known = facts is not None or policy.unary is not None
-        key = _key(head, policy, streaming=known and not unary)
+        key = _key(head, policy, hops, streaming=known and not unary)
         deadline = _deadline(head, policy, now, unary=unary)
         breaker = self._breakers.guarding(upstream, head.method)
         self._check_breaker(breaker, now)
@@ -185,8 +195,8 @@ class Relay:
             attempt_limit_s=policy.attempt_timeout_s if unary else None,
             gate=self._gates[upstream],
             rng=self._rng,
+            streaming=not unary,
             breaker=breaker,
-            work=Work.CALL if unary else Work.STREAM,
         )
         if unary:
             return self._unary(plan, machine, reply, observer, now)
@@ -209,7 +219,7 @@ class Relay:
         self, plan: Plan, machine: Call, reply: Reply, observer: CallObserver, now: float
     ) -> StreamCall:
         if not self._admission.open_stream():
-            raise Refusal(Reason.STREAM_LIMIT, self.pushback_s(now))
+            raise Refusal(Reason.STREAM_LIMIT, self._admission.stream_pushback_s(self._rng))
         self._in_flight += 1
         call = StreamCall(self, plan, machine, reply, observer)
         call.begin(now)
@@ -227,12 +237,21 @@ class Relay:
         return self._admission.offer(call)
 
     def give_worker_back(self, now: float) -> None:
-        """Hand the free worker to the call that waited longest, and on until one makes an attempt.
+        """Hand the free worker to the call that waited longest and can still use it."""
+        waiting = self._admission.release(now)
+        while waiting is not None and not waiting.worker_granted(now):
+            waiting = self._admission.hand_on()
 
-        A loop and no recursion: when a breaker opens, the whole queue may be refused at once.
-        """
-        while (waiting := self._admission.release(now)) is not None and not waiting.worker_granted(now):
-            pass
+    def hold_request(self, size_bytes: int) -> bool:
+        """Count request bytes that are held, up to `HELD_REQUEST_BYTES_MAX`."""
+        if self._held_bytes + size_bytes > HELD_REQUEST_BYTES_MAX:
+            return False
+        self._held_bytes += size_bytes
+        return True
+
+    def let_go_of_request(self, size_bytes: int) -> None:
+        """They are held no longer."""
+        self._held_bytes -= size_bytes
 
     def leave_queue(self, call: UnaryCall) -> None:
         """The call waits no longer."""
@@ -245,6 +264,7 @@ class Relay:
     def call_ended(self, call: ForwardedCall) -> None:
         """Count it out."""
         if not call.limited:
+            self._own_calls.discard(call)
             return
         if isinstance(call, StreamCall):
             self._admission.close_stream()
@@ -283,8 +303,11 @@ def _deadline(head: CallHead, policy: MethodPolicy, now: float, *, unary: bool) 
     return now + timeout_s
 
 
-def _key(head: CallHead, policy: MethodPolicy, *, streaming: bool) -> bytes | None:
-    """The key to send upstream, derived from the caller's; None without one."""
+def _key(head: CallHead, policy: MethodPolicy, hops: int, *, streaming: bool) -> bytes | None:
+    """The key to send upstream, derived from the caller's; None without one.
+
+    A relay before this one has derived it already: the upstream must see one key whichever way a call came.
+    """
     try:
         key = contract.idempotency_key(head.metadata)
     except contract.MalformedKeyError:
@@ -295,6 +318,8 @@ def _key(head: CallHead, policy: MethodPolicy, *, streaming: bool) -> bytes | No
         return None
     if streaming:
         raise Refusal(Reason.IDEMPOTENCY_KEY_INVALID)
+    if hops and contract.is_derived(key):
+        return key
     return contract.derived_key(UNAUTHENTICATED_TENANT, head.method, key)
 
 

@@ -113,6 +113,10 @@ class Admission(Generic[Ticket]):
     def release(self, now: float) -> Ticket | None:
         """Give a worker back; it goes at once to the ticket that waited longest, which is returned."""
         self._drain.count(now)
+        return self.hand_on()
+
+    def hand_on(self) -> Ticket | None:
+        """The worker just handed out is not needed: it goes to the next ticket, or becomes free."""
         if self._queue:
             return self._queue.popitem(last=False)[0]
         self._busy -= 1
@@ -142,3 +146,7 @@ class Admission(Generic[Ticket]):
         rate = self._drain.per_second(now)
         drained_in_s = (len(self._queue) + 1) / rate if rate > 0.0 else PUSHBACK_UNKNOWN_S
         return min(PUSHBACK_MAX_S, max(PUSHBACK_MIN_S, drained_in_s)) * rng.uniform(0.5, 1.5)
+
+    def stream_pushback_s(self, rng: Random) -> float:
+        """When a refused streaming call should return; how long the others will last, nobody can know."""
+        return PUSHBACK_UNKNOWN_S * rng.uniform(0.5, 1.5)

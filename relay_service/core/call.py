@@ -16,7 +16,16 @@ from random import Random
 from relay_service.core.backoff import Backoff
 from relay_service.core.breaker import CircuitBreaker, Outcome, Permit, Work
 from relay_service.core.budget import RetryGate
-from relay_service.core.evidence import Delivery, Evidence, Safety, classify
+from relay_service.core.evidence import (
+    SETTLING_CODES,
+    Delivery,
+    Ending,
+    Evidence,
+    Judgement,
+    Repeat,
+    Safety,
+    judge,
+)
 from relay_service.core.policy import RetryPolicy
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
@@ -42,6 +51,8 @@ class AttemptDone:
     message: str
     pushback_s: float | None = None
     """When the upstream said to come back; negative means not at all."""
+    responded: bool = False
+    """Whether response messages came before the end."""
     replayable: bool = True
     """Whether another attempt could be made: the request is still whole and nothing was delivered."""
 
@@ -150,7 +161,7 @@ class Call:
         "_rng",
         "_safety",
         "_state",
-        "_work",
+        "_streaming",
     )
 
     def __init__(
@@ -163,18 +174,18 @@ class Call:
         attempt_limit_s: float | None,
         gate: RetryGate,
         rng: Random,
+        streaming: bool = False,
         breaker: CircuitBreaker | None = None,
-        work: Work = Work.CALL,
     ) -> None:
         self._retry = retry
         self._safety = safety
+        self._streaming = streaming
         self._may_repeat = safety.allows_repeat(has_key=has_key)
         self._deadline = deadline
         self._attempt_limit_s = attempt_limit_s
         self._gate = gate
         self._rng = rng
         self._breaker = breaker
-        self._work = work
         self._permit: Permit | None = None
         self._state = State.READY
         self._attempts = 0
@@ -220,14 +231,16 @@ class Call:
                 return ()
 
     def _start(self, now: float) -> Actions:
+        if self._is_past(now):
+            return self._stop(DeadlinePassed())
         if self._breaker is not None:
-            self._permit = self._breaker.enter(self._work, now)
+            self._permit = self._breaker.enter(Work.STREAM if self._streaming else Work.CALL, now)
             if self._permit is None:
                 return self._breaker_open(self._breaker, now)
-        if self._attempts == 0:
-            self._gate.first_attempt()
         self._state = State.ATTEMPTING
         self._attempts += 1
+        if self._attempts == 1:
+            self._gate.first_attempt()
         return (StartAttempt(self._attempts, self._attempt_timeout_s(now)),)
 
     def _attempt_timeout_s(self, now: float) -> float | None:
@@ -242,52 +255,59 @@ class Call:
             self._gate.record(failed=False)
             self._evidence = Evidence.DEFINITE
             return self._finish(Code.OK, done.message, Origin.UPSTREAM, Fate.OK)
-        evidence = self.evidence_of(done)
-        self._settle(self._says_of_upstream(done, evidence, now), now)
-        settled = evidence is Evidence.DEFINITE and (
-            self._safety is Safety.KEYED or self._evidence < Evidence.AMBIGUOUS
-        )
-        self._evidence = evidence if settled else max(self._evidence, evidence)
+        judgement = self.judgement_of(done)
+        self._settle(self._says_of_upstream(done, judgement, now), now)
+        settled = self._safety is Safety.KEYED and done.code in SETTLING_CODES
+        if settled and judgement.evidence is Evidence.DEFINITE:
+            self._evidence = Evidence.DEFINITE
+        else:
+            self._evidence = max(self._evidence, judgement.evidence)
         self._last = done
-        self._gate.record(failed=evidence is not Evidence.DEFINITE)
         if self._pending is not None:
             return self._stop(self._pending)
-        return self._after_failure(done, evidence, now)
+        if judgement.repeat is not Repeat.NEVER:
+            self._gate.record(failed=True)
+        return self._after_failure(done, judgement, now)
 
     def _settle(self, outcome: Outcome, now: float) -> None:
         if self._breaker is not None and self._permit is not None:
             self._breaker.settle(self._permit, outcome, now)
             self._permit = None
 
-    def _says_of_upstream(self, done: AttemptDone, evidence: Evidence, now: float) -> Outcome:
+    def _says_of_upstream(self, done: AttemptDone, judgement: Judgement, now: float) -> Outcome:
         """What an attempt that did not succeed tells the breaker.
 
-        An attempt that was given up says nothing, unless its time was up: then it failed. A definite
-        answer is the caller's affair; and an upstream that sheds load (RESOURCE_EXHAUSTED) works as much
-        as it can, so that a breaker opening on it would turn some goodput into none.
+        An attempt that was given up says nothing, unless its time was up: then it failed. An answer that
+        another attempt would not change is the caller's affair; and an upstream that sheds load
+        (RESOURCE_EXHAUSTED) works as much as it can, so that a breaker opening on it would turn some
+        goodput into none. A request too large to send says nothing.
         """
         match self._pending:
             case Cancelled() if self._deadline is None or now < self._deadline - DEADLINE_RACE_S:
                 return Outcome.IGNORED
             case Aborted():
                 return Outcome.IGNORED
+        if done.delivery is Delivery.NOT_SENT and judgement.repeat is Repeat.NEVER:
+            return Outcome.IGNORED
         sheds = done.delivery is Delivery.ANSWERED and done.code is Code.RESOURCE_EXHAUSTED
-        return Outcome.SUCCESS if evidence is Evidence.DEFINITE or sheds else Outcome.FAILURE
+        return Outcome.SUCCESS if sheds or judgement.repeat is Repeat.NEVER else Outcome.FAILURE
 
-    def evidence_of(self, done: AttemptDone) -> Evidence:
-        """What this one attempt proves, under this call's policy."""
-        retryable = self._retry.retryable_codes
-        return classify(
-            done.delivery, done.code, pushback_given=done.pushback_s is not None, retryable=retryable
+    def judgement_of(self, done: AttemptDone) -> Judgement:
+        """What this one attempt means, under this call's policy."""
+        ending = Ending(
+            done.delivery, done.code, done.pushback_s is not None, done.responded, self._streaming
         )
+        return judge(ending, self._retry.retryable_codes)
 
-    def _after_failure(self, done: AttemptDone, evidence: Evidence, now: float) -> Actions:
-        if evidence is Evidence.DEFINITE or (evidence is Evidence.AMBIGUOUS and not self._may_repeat):
+    def _after_failure(self, done: AttemptDone, judgement: Judgement, now: float) -> Actions:
+        if judgement.repeat is Repeat.NEVER:
+            return self._give_up(Reason.MESSAGE_TOO_LARGE if done.delivery is Delivery.NOT_SENT else None)
+        if judgement.repeat is Repeat.IF_HARMLESS and not self._may_repeat:
             return self._give_up(None)
         if not done.replayable or self._attempts >= self._retry.max_attempts:
             return self._give_up(Reason.RETRIES_EXHAUSTED)
         delay_s = self._delay_s(done.pushback_s)
-        if delay_s is None or (self._deadline is not None and now + delay_s >= self._deadline):
+        if delay_s is None or self._is_past(now + delay_s):
             return self._give_up(Reason.RETRIES_EXHAUSTED)
         if self._breaker is not None and self._breaker.wait_s(now) > delay_s:
             # The retry would find it open: say so now, with its cost unspent.
@@ -296,6 +316,9 @@ class Call:
             return self._give_up(Reason.BUDGET_EXHAUSTED)
         self._state = State.BACKING_OFF
         return (WaitBackoff(now + delay_s),)
+
+    def _is_past(self, when: float) -> bool:
+        return self._deadline is not None and when >= self._deadline
 
     def _delay_s(self, pushback_s: float | None) -> float | None:
         """The wait before the next attempt; None when the upstream said not to come back."""
@@ -310,7 +333,7 @@ class Call:
         """End with the last attempt's status, unless what is known says something worse."""
         last = self._last
         assert last is not None, "a call gives up only after an attempt"  # noqa: S101 (states that cannot be)
-        if last.delivery is Delivery.ANSWERED and self.evidence_of(last) >= self._evidence:
+        if last.delivery is Delivery.ANSWERED and self.judgement_of(last).evidence >= self._evidence:
             return self._finish(last.code, last.message, Origin.UPSTREAM, Fate.ERROR, reason)
         if self._outcome_unknown:
             return self._finish(

@@ -1,10 +1,11 @@
 """What is known about an attempt that did not simply succeed, and what may be retried because of it.
 
 A status code alone does not say whether the upstream executed a call. What does is what happened on
-the wire, so the transport reports a `Delivery` with every attempt's end, and `classify` turns it,
+the wire, so the transport reports a `Delivery` with every attempt's end, and `judge` turns it,
 together with the code and the policy, into `Evidence`.
 """
 
+from dataclasses import dataclass
 from enum import Enum, IntEnum
 
 from relay_service.core.status import Code
@@ -44,6 +45,17 @@ class Safety(Enum):
         return self in (Safety.NO_SIDE_EFFECTS, Safety.IDEMPOTENT) or (self is Safety.KEYED and has_key)
 
 
+class Repeat(Enum):
+    """Whether an attempt that ended so may be followed by another. What it proves is another question."""
+
+    ALWAYS = "always"
+    """Nothing was executed."""
+    IF_HARMLESS = "if_harmless"
+    """It may have been executed: only where a second execution does no harm."""
+    NEVER = "never"
+    """Another attempt would get the same answer."""
+
+
 DEFINITE_CODES = frozenset(
     {
         Code.OK,
@@ -59,20 +71,70 @@ DEFINITE_CODES = frozenset(
 )
 """Answers that a retry would not change."""
 
+SETTLING_CODES = frozenset(
+    {
+        Code.INVALID_ARGUMENT,
+        Code.NOT_FOUND,
+        Code.ALREADY_EXISTS,
+        Code.FAILED_PRECONDITION,
+        Code.OUT_OF_RANGE,
+    }
+)
+"""Errors that only whoever keeps the keys gives, so that they tell what became of an earlier ambiguous
+attempt. The others may come from a gateway in front of it, which knows nothing of that attempt."""
 
-def classify(delivery: Delivery, code: Code, *, pushback_given: bool, retryable: frozenset[Code]) -> Evidence:
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What one attempt's end means."""
+
+    evidence: Evidence
+    repeat: Repeat
+
+
+_NOT_SENT = Judgement(Evidence.NOT_SENT, Repeat.ALWAYS)
+_UNSENDABLE = Judgement(Evidence.NOT_SENT, Repeat.NEVER)
+_REFUSED = Judgement(Evidence.REFUSED, Repeat.ALWAYS)
+_DEFINITE = Judgement(Evidence.DEFINITE, Repeat.NEVER)
+_AMBIGUOUS = Judgement(Evidence.AMBIGUOUS, Repeat.IF_HARMLESS)
+_UNKNOWN_FOR_GOOD = Judgement(Evidence.AMBIGUOUS, Repeat.NEVER)
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What is known of one attempt's end."""
+
+    delivery: Delivery
+    code: Code
+    pushback_given: bool = False
+    """The answer says when to come back, or not to."""
+    responded: bool = False
+    """Response messages came before it."""
+    streaming: bool = False
+    """More than one message may go either way."""
+
+
+def judge(ending: Ending, retryable: frozenset[Code]) -> Judgement:
     """Judge one attempt's end.
 
     ``retryable`` is the operator's word that the upstream gives these codes without having executed
-    anything. RESOURCE_EXHAUSTED may also mean an oversized message, so it counts as a refusal only
-    when the answer says when to come back (``pushback_given``).
+    anything. It does not hold once response messages came. RESOURCE_EXHAUSTED may also mean that the
+    answer was too large to send, after the fact, so it is a refusal only when it says when to come back.
+    In a stream a definite error may follow messages that had their effect.
     """
-    if delivery is Delivery.NOT_SENT:
-        return Evidence.NOT_SENT
-    if delivery is Delivery.UNANSWERED:
-        return Evidence.AMBIGUOUS
-    if code is Code.RESOURCE_EXHAUSTED:
-        return Evidence.REFUSED if pushback_given else Evidence.DEFINITE
-    if code in retryable:
-        return Evidence.REFUSED
-    return Evidence.DEFINITE if code in DEFINITE_CODES else Evidence.AMBIGUOUS
+    match ending:
+        case Ending(delivery=Delivery.NOT_SENT, code=Code.RESOURCE_EXHAUSTED):
+            return _UNSENDABLE
+        case Ending(delivery=Delivery.NOT_SENT):
+            return _NOT_SENT
+        case Ending(delivery=Delivery.UNANSWERED):
+            return _AMBIGUOUS
+        case Ending(code=Code.OK):
+            return _DEFINITE
+        case Ending(code=Code.RESOURCE_EXHAUSTED, pushback_given=False):
+            return _UNKNOWN_FOR_GOOD
+    if not ending.responded and (ending.code in retryable or ending.code is Code.RESOURCE_EXHAUSTED):
+        return _REFUSED
+    if ending.code in DEFINITE_CODES:
+        return _UNKNOWN_FOR_GOOD if ending.responded or ending.streaming else _DEFINITE
+    return _AMBIGUOUS

@@ -252,3 +252,61 @@ def test_nothing_happens_after_the_end() -> None:
     run(call, OK)
     for event in (OK, Begin(), BackoffElapsed(), DeadlinePassed(), Cancelled(), RetryRefused()):
         assert call.handle(event, 1.0) == ()
+
+
+@pytest.mark.parametrize("code", [Code.UNAUTHENTICATED, Code.PERMISSION_DENIED, Code.UNIMPLEMENTED])
+def test_a_gateways_refusal_does_not_settle_an_ambiguous_attempt(code: Code) -> None:
+    refusal = AttemptDone(Delivery.ANSWERED, code, "not you")
+    verdict = run(make_call(safety=Safety.KEYED, has_key=True), RESET, refusal)
+    assert (verdict.code, verdict.reason, verdict.outcome) == (
+        Code.UNKNOWN,
+        Reason.OUTCOME_UNKNOWN,
+        "unknown",
+    )
+
+
+def test_an_answer_too_large_to_send_is_not_called_unexecuted_nor_asked_for_again() -> None:
+    too_large = AttemptDone(Delivery.ANSWERED, Code.RESOURCE_EXHAUSTED, "too large")
+    verdict = run(make_call(safety=Safety.IDEMPOTENT), too_large)
+    assert (verdict.code, verdict.attempts, verdict.outcome) == (Code.RESOURCE_EXHAUSTED, 1, "unknown")
+
+
+def test_a_failure_after_a_response_is_not_repeated_where_that_is_not_safe() -> None:
+    end = AttemptDone(Delivery.ANSWERED, Code.UNAVAILABLE, "late", responded=True)
+    verdict = run(make_call(), end)
+    assert (verdict.code, verdict.attempts, verdict.outcome) == (Code.UNAVAILABLE, 1, "unknown")
+
+
+def test_what_could_not_be_sent_for_its_size_is_not_tried_again() -> None:
+    unsendable = AttemptDone(Delivery.NOT_SENT, Code.RESOURCE_EXHAUSTED, "headers too large")
+    verdict = run(make_call(), unsendable)
+    assert (verdict.attempts, verdict.reason, verdict.outcome) == (
+        1,
+        Reason.MESSAGE_TOO_LARGE,
+        "not-executed",
+    )
+
+
+def test_no_attempt_begins_after_the_deadline() -> None:
+    (finish,) = make_call(deadline=100.0).handle(Begin(), 100.0)
+    assert isinstance(finish, Finish)
+    assert (finish.verdict.attempts, finish.verdict.outcome) == (0, "not-executed")
+    assert finish.verdict.reason is Reason.DEADLINE_PASSED
+
+
+def test_a_caller_that_leaves_is_no_failure_of_the_upstream() -> None:
+    gate = RetryGate(None, RetryThrottling(max_tokens=2, token_ratio=0.1), 0.0)
+    for _ in range(5):
+        call = Call(
+            RetryPolicy(),
+            safety=Safety.NONE,
+            has_key=False,
+            deadline=None,
+            attempt_limit_s=None,
+            gate=gate,
+            rng=Random(1),
+        )
+        call.handle(Begin(), 0.0)
+        call.handle(Cancelled(), 0.0)
+        call.handle(AttemptDone(Delivery.UNANSWERED, Code.CANCELLED, ""), 0.0)
+    assert gate.allow_retry(0.0)

@@ -43,7 +43,8 @@ def make_call(
     breaker: CircuitBreaker,
     safety: Safety = Safety.NONE,
     gate: RetryGate | None = None,
-    work: Work = Work.CALL,
+    *,
+    streaming: bool = False,
 ) -> Call:
     return Call(
         RetryPolicy(max_attempts=4, initial_backoff_s=1.0),
@@ -54,7 +55,7 @@ def make_call(
         gate=gate or RetryGate(None, None, 0.0),
         rng=Random(1),
         breaker=breaker,
-        work=work,
+        streaming=streaming,
     )
 
 
@@ -164,6 +165,22 @@ def test_what_counts_is_whether_the_upstream_did_its_part(end: AttemptDone, fail
     assert (status.calls, status.failures) == (1, failures)
 
 
+def test_a_definite_error_of_a_stream_is_no_failure_though_its_outcome_is_unknown() -> None:
+    breaker = make(limit=10)
+    stream = make_call(breaker, streaming=True)
+    stream.handle(Begin(), 0.0)
+    stream.handle(AttemptDone(Delivery.ANSWERED, Code.FAILED_PRECONDITION, ""), 1.0)
+    assert (breaker.status(1.0).calls, breaker.status(1.0).failures) == (1, 0)
+
+
+def test_a_request_too_large_to_be_sent_says_nothing_of_the_upstream() -> None:
+    breaker = make(limit=10)
+    call = make_call(breaker)
+    call.handle(Begin(), 0.0)
+    call.handle(AttemptDone(Delivery.NOT_SENT, Code.RESOURCE_EXHAUSTED, ""), 1.0)
+    assert breaker.status(1.0).calls == 0
+
+
 @pytest.mark.parametrize(
     ("why", "at", "counted"),
     [
@@ -187,7 +204,7 @@ def test_an_attempt_given_up_counts_only_when_its_time_was_up(why: Event, at: fl
 def test_a_stream_that_is_answered_closes_the_breaker_while_it_goes_on() -> None:
     breaker = CircuitBreaker(BreakerPolicy(consecutive_failures=1, probe_successes=1), 0.0)
     breaker.settle(breaker.enter(Work.STREAM, 0.0), Outcome.FAILURE, 0.0)
-    stream = make_call(breaker, work=Work.STREAM)
+    stream = make_call(breaker, streaming=True)
     assert isinstance(stream.handle(Begin(), 2.0)[0], StartAttempt)
     assert stream.handle(AnswerBegan(), 3.0) == ()
     assert breaker.status(3.0).state is BreakerState.CLOSED

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from relay_service.core.admission import PUSHBACK_MAX_S, PUSHBACK_MIN_S, Admission, Admitted
 from relay_service.core.backoff import Backoff
 from relay_service.core.budget import RetryBudget, RetryGate, RetryThrottle
-from relay_service.core.evidence import Delivery, Evidence, classify
+from relay_service.core.evidence import Delivery, Ending, Evidence, Judgement, Repeat, judge
 from relay_service.core.policy import AdmissionPolicy, Jitter, RetryBudgetPolicy, RetryPolicy, RetryThrottling
 from relay_service.core.status import Code
 
@@ -105,29 +105,35 @@ def test_the_gate_counts_what_it_granted_and_refused() -> None:
     assert (gate.state().granted, gate.state().refused) == (1, 2)
 
 
+ANSWERED, UNANSWERED, NOT_SENT = Delivery.ANSWERED, Delivery.UNANSWERED, Delivery.NOT_SENT
+
+
 @pytest.mark.parametrize(
-    ("delivery", "code", "told", "expected"),
+    ("ending", "evidence", "repeat"),
     [
-        (Delivery.NOT_SENT, Code.UNAVAILABLE, False, Evidence.NOT_SENT),
-        (Delivery.UNANSWERED, Code.UNAVAILABLE, False, Evidence.AMBIGUOUS),
-        (Delivery.ANSWERED, Code.UNAVAILABLE, False, Evidence.REFUSED),
-        (Delivery.ANSWERED, Code.RESOURCE_EXHAUSTED, False, Evidence.DEFINITE),
-        (Delivery.ANSWERED, Code.RESOURCE_EXHAUSTED, True, Evidence.REFUSED),
-        (Delivery.ANSWERED, Code.INTERNAL, False, Evidence.AMBIGUOUS),
-        (Delivery.ANSWERED, Code.DEADLINE_EXCEEDED, False, Evidence.AMBIGUOUS),
-        (Delivery.ANSWERED, Code.UNAUTHENTICATED, False, Evidence.DEFINITE),
-        (Delivery.ANSWERED, Code.OK, False, Evidence.DEFINITE),
+        (Ending(NOT_SENT, Code.UNAVAILABLE), Evidence.NOT_SENT, Repeat.ALWAYS),
+        (Ending(NOT_SENT, Code.RESOURCE_EXHAUSTED), Evidence.NOT_SENT, Repeat.NEVER),
+        (Ending(UNANSWERED, Code.UNAVAILABLE), Evidence.AMBIGUOUS, Repeat.IF_HARMLESS),
+        (Ending(ANSWERED, Code.UNAVAILABLE), Evidence.REFUSED, Repeat.ALWAYS),
+        (Ending(ANSWERED, Code.UNAVAILABLE, responded=True), Evidence.AMBIGUOUS, Repeat.IF_HARMLESS),
+        (Ending(ANSWERED, Code.RESOURCE_EXHAUSTED), Evidence.AMBIGUOUS, Repeat.NEVER),
+        (Ending(ANSWERED, Code.RESOURCE_EXHAUSTED, pushback_given=True), Evidence.REFUSED, Repeat.ALWAYS),
+        (Ending(ANSWERED, Code.INTERNAL), Evidence.AMBIGUOUS, Repeat.IF_HARMLESS),
+        (Ending(ANSWERED, Code.DEADLINE_EXCEEDED), Evidence.AMBIGUOUS, Repeat.IF_HARMLESS),
+        (Ending(ANSWERED, Code.UNAUTHENTICATED), Evidence.DEFINITE, Repeat.NEVER),
+        (Ending(ANSWERED, Code.NOT_FOUND, streaming=True), Evidence.AMBIGUOUS, Repeat.NEVER),
+        (Ending(ANSWERED, Code.NOT_FOUND, responded=True), Evidence.AMBIGUOUS, Repeat.NEVER),
+        (Ending(ANSWERED, Code.OK), Evidence.DEFINITE, Repeat.NEVER),
     ],
 )
-def test_evidence_follows_from_delivery_code_and_pushback(
-    delivery: Delivery, code: Code, told: bool, expected: Evidence
+def test_an_ending_is_judged_by_what_it_proves_and_by_what_may_follow(
+    ending: Ending, evidence: Evidence, repeat: Repeat
 ) -> None:
-    assert classify(delivery, code, pushback_given=told, retryable=frozenset({Code.UNAVAILABLE})) is expected
+    assert judge(ending, frozenset({Code.UNAVAILABLE})) == Judgement(evidence, repeat)
 
 
 def test_an_empty_list_of_retryable_codes_makes_unavailable_ambiguous() -> None:
-    found = classify(Delivery.ANSWERED, Code.UNAVAILABLE, pushback_given=False, retryable=frozenset())
-    assert found is Evidence.AMBIGUOUS
+    assert judge(Ending(ANSWERED, Code.UNAVAILABLE), frozenset()).evidence is Evidence.AMBIGUOUS
 
 
 def admission(workers: int = 2, queue: int = 3) -> Admission[int]:
@@ -177,6 +183,14 @@ def test_workers_and_queue_never_exceed_their_limits(steps: list[str]) -> None:
             case "withdraw" if waiting:
                 gate.withdraw(waiting.pop())
         assert (gate.busy, gate.queued) == (running, len(waiting))
+
+
+def test_a_worker_that_is_not_needed_goes_to_the_next() -> None:
+    gate = admission()
+    for ticket in range(5):
+        gate.offer(ticket)
+    assert [gate.release(0.0), gate.hand_on(), gate.hand_on(), gate.hand_on()] == [2, 3, 4, None]
+    assert gate.busy == 1
 
 
 def test_pushback_follows_the_drain_rate_and_is_jittered() -> None:

@@ -57,8 +57,8 @@ def says(outcome: Outcome, when: Callable[[Call, Any], bool]) -> Callable[[Patch
     def mutate(patch: Patch) -> None:
         truth = Call._says_of_upstream
 
-        def said(self: Call, done: Any, evidence: Any, now: float) -> Outcome:
-            return outcome if when(self, done) else truth(self, done, evidence, now)
+        def said(self: Call, done: Any, judgement: Any, now: float) -> Outcome:
+            return outcome if when(self, done) else truth(self, done, judgement, now)
 
         patch.setattr(Call, "_says_of_upstream", said)
 

@@ -65,6 +65,10 @@ class HandAttempt:
     def end(self, end: AttemptEnd) -> None:
         self.sink.on_end(self, end)
 
+    def respond(self, data: bytes = b"\0\0\0\0\0") -> None:
+        self.sink.on_response_headers(self, ())
+        self.sink.on_response_data(self, data)
+
 
 class HandUpstream:
     name = "upstream"
@@ -557,10 +561,12 @@ def test_a_compressed_envelope_is_opened_too() -> None:
     [
         (framed(b"\xff\xff"), "no relay.v1.RelayRequest"),
         (framed(envelope(method="nonsense")), "package.Service/Method"),
+        (framed(envelope(method="t.S/Ü")), "package.Service/Method"),
+        (framed(envelope(method="t.S/a\nb: c")), "package.Service/Method"),
+        (framed(envelope(method="t.S/" + "a" * 2000)), "package.Service/Method"),
         (framed(envelope(method="t.S/Stream")), "streaming"),
         (framed(envelope(type_url="type.googleapis.com/t.Other")), "takes t.In"),
         (b"\1" + framed(envelope())[1:], "compressed"),
-        (framed(envelope())[:-1], "not exactly one"),
     ],
 )
 def test_an_envelope_that_holds_no_call_says_why(body: bytes, expected: str) -> None:
@@ -570,6 +576,25 @@ def test_an_envelope_that_holds_no_call_says_why(body: bytes, expected: str) -> 
     assert (reply.code, reason_of(reply)) == (Code.INVALID_ARGUMENT, "ENVELOPE_INVALID")
     assert expected in reply.message
     assert bench.observer.by_fate[Fate.REFUSED] == 1
+
+
+@pytest.mark.parametrize("body", [framed(envelope())[:-1], framed(envelope()) + b"x", b"", b"\7\0\0\0\0"])
+def test_an_envelope_that_is_not_one_message_is_malformed(body: bytes) -> None:
+    bench = Bench()
+    call, reply = bench.call(ENVELOPE)
+    call.on_request_data(body, end=True)
+    assert (reply.code, reason_of(reply)) == (Code.INTERNAL, "MALFORMED_REQUEST")
+
+
+def test_an_envelope_that_never_becomes_whole_ends_at_its_deadline() -> None:
+    bench = Bench()
+    call, reply = bench.call(ENVELOPE, timeout_s=2.0)
+    call.on_request_data(framed(envelope())[:10], end=False)
+    bench.clock.run()
+    assert (reply.code, reason_of(reply)) == (Code.DEADLINE_EXCEEDED, "DEADLINE_PASSED")
+    assert reply.answered_at == pytest.approx(bench.clock.now)
+    call.on_request_data(framed(envelope())[10:], end=True)
+    assert not bench.upstream.attempts
 
 
 def test_a_decompression_bomb_is_cut_off_at_the_limit() -> None:
@@ -604,6 +629,104 @@ def test_leaving_an_envelope_leaves_the_call_inside() -> None:
 )
 def test_pushback_is_read_as_grfc_a6_says(trailers: Headers, expected: float | None) -> None:
     assert contract.pushback_s(trailers) == expected
+
+
+def test_details_that_do_not_parse_are_no_pushback_and_do_no_harm() -> None:
+    status = Status(code=14)
+    status.details.add(type_url="type.googleapis.com/google.rpc.RetryInfo", value=b"\xff\xff\xff")
+    encoded = base64.b64encode(status.SerializeToString()).rstrip(b"=")
+    bench = Bench(MethodPolicy(retry=RetryPolicy(max_attempts=1)))
+    call, reply = bench.call()
+    call.on_request_data(framed(b"x"), end=True)
+    trailers = ((b"grpc-status-details-bin", encoded),)
+    bench.upstream.last.end(AttemptEnd(Delivery.ANSWERED, Code.UNAVAILABLE, "broken", trailers))
+    assert (reply.code, bench.relay.in_flight, bench.relay.admission.busy) == (Code.UNAVAILABLE, 0, 0)
+
+
+def test_an_attempt_that_cannot_even_be_started_keeps_neither_call_nor_worker() -> None:
+    bench = Bench()
+    bench.upstream.start = raises
+    call, _ = bench.call()
+    with pytest.raises(ZeroDivisionError):
+        call.on_request_data(framed(b"x"), end=True)
+    call.on_cancelled()  # the data plane resets the stream of a call whose handling failed
+    assert (bench.relay.in_flight, bench.relay.admission.busy) == (0, 0)
+
+
+def raises(*_: Any) -> Any:
+    raise ZeroDivisionError
+
+
+def test_a_relays_own_words_about_its_attempts_do_not_pass_another_relay() -> None:
+    bench = Bench()
+    call, reply = bench.call()
+    call.on_request_data(framed(b"x"), end=True)
+    trailers = ((b"relay-attempts", b"9"), (b"relay-outcome", b"unknown"), (b"kept", b"1"))
+    bench.upstream.last.respond()
+    bench.upstream.last.end(AttemptEnd(Delivery.ANSWERED, Code.OK, "", trailers))
+    assert (reply.trailers[b"relay-attempts"], reply.trailers[b"kept"]) == (b"1", b"1")
+    assert reply.trailers[b"relay-outcome"] == b"executed"
+
+
+def test_a_key_that_a_relay_has_derived_is_passed_on_as_it_is() -> None:
+    derived = contract.derived_key("", "t.S/Unary", b"k")
+    bench = Bench()
+    call, _ = bench.call(metadata=[(b"idempotency-key", derived), (b"relay-attempt", b"1")])
+    call.on_request_data(framed(b"x"), end=True)
+    assert dict(bench.upstream.last.metadata)[b"idempotency-key"] == derived
+
+
+def test_calls_whose_deadline_passed_in_the_queue_are_never_sent_however_many() -> None:
+    bench = Bench(workers=1, queue_capacity=5000)
+    calls = [bench.call(timeout_s=1.0 if number else 100.0) for number in range(3000)]
+    for call, _ in calls:
+        call.on_request_data(framed(b"x"), end=True)
+    bench.clock.now += 5.0  # the loop stalled: no timer has fired yet
+    bench.upstream.last.end(OK)
+    assert len(bench.upstream.attempts) == 1
+    assert {reply.code for _, reply in calls[1:]} == {Code.DEADLINE_EXCEEDED}
+    assert (bench.relay.admission.busy, bench.relay.in_flight) == (0, 0)
+
+
+def test_a_drain_ends_the_calls_to_our_own_services() -> None:
+    control = HandUpstream()
+    bench = Bench(own_services={"grpc.health.v1.Health": control})
+    _, reply = bench.call("grpc.health.v1.Health/Watch")
+    bench.relay.drain()
+    assert (reply.code, reason_of(reply)) == (Code.UNAVAILABLE, "DRAINING")
+    assert control.last.cancelled
+
+
+def test_a_request_of_very_many_pieces_is_joined_once() -> None:
+    bench = Bench()
+    call, _ = bench.call()
+    whole = framed(b"x" * 100_000)
+    for at in range(len(whole)):
+        call.on_request_data(whole[at : at + 1], end=False)
+    call.on_request_data(b"", end=True)
+    assert bench.upstream.last.data == whole
+
+
+def test_requests_held_all_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relay_service.relay.HELD_REQUEST_BYTES_MAX", 250)
+    bench = Bench()
+    taken = [bench.call() for _ in range(3)]
+    for call, _ in taken:
+        call.on_request_data(framed(b"x" * 95), end=True)
+    replies = [reply for _, reply in taken]
+    assert [reply.code for reply in replies] == [None, None, Code.RESOURCE_EXHAUSTED]
+    for attempt in bench.upstream.attempts:
+        attempt.end(OK)
+    call, _ = bench.call()
+    call.on_request_data(framed(b"x" * 95), end=True)
+    assert len(bench.upstream.attempts) == 3
+
+
+def test_a_stream_without_a_replay_buffer_is_never_tried_again() -> None:
+    bench = Bench(MethodPolicy(replay_buffer_bytes=0))
+    _, reply, attempt = stream(bench)
+    attempt.end(UNAVAILABLE)
+    assert (reply.code, len(bench.upstream.attempts)) == (Code.UNAVAILABLE, 1)
 
 
 def test_retry_info_is_read_as_pushback() -> None:
