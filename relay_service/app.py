@@ -25,6 +25,7 @@ from relay_service.envelope import EnvelopeOpener
 from relay_service.overview import Overview
 from relay_service.relay import Relay
 from relay_service.telemetry.breakers import BreakerCollector
+from relay_service.telemetry.exposition import AdmissionCollector
 from relay_service.telemetry.log_stream import BackgroundStream
 from relay_service.telemetry.logs import configure_logging
 from relay_service.telemetry.observer import Telemetry
@@ -109,6 +110,7 @@ class App:
             rng=rng,
             own_services=self._own_services,
         )
+        self.telemetry.registry.register(AdmissionCollector(self.relay.admission.state))
         self.telemetry.registry.register(BreakerCollector(self._breakers))
         self.overview = Overview(self.relay, self.upstreams, self.telemetry, time.monotonic)
         opener = EnvelopeOpener(self.relay, policy, catalog)
@@ -261,6 +263,6 @@ def _upstream_settings(policy: UpstreamPolicy) -> UpstreamSettings:
 def _listener_settings(policy: RelayPolicy) -> ListenerSettings:
     """More streams than could ever be taken, so that overload is refused here, where it can be told why."""
     admission = policy.admission
-    streams_max = 2 * (admission.queue_capacity + admission.workers) + admission.max_streams + 1
+    streams_max = 2 * (admission.queue_capacity + admission.workers_max) + admission.max_streams + 1
     limits = Limits(streams_max=max(Limits().streams_max, streams_max))
     return ListenerSettings(connection=ConnectionSettings(limits=limits, handshake_timeout_s=5.0))

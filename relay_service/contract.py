@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import ErrorInfo, QuotaFailure, RetryInfo
 from google.rpc.status_pb2 import Status
 
+from relay_service.core.criticality import DEFAULT_CRITICALITY, Criticality
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
 from relay_service.core.verdict import Origin, Verdict
@@ -24,6 +25,7 @@ DOMAIN = "resilient-relay"
 
 IDEMPOTENCY_KEY = b"idempotency-key"
 HOPS = b"relay-attempt"
+CRITICALITY = b"relay-criticality"
 PUSHBACK = b"grpc-retry-pushback-ms"
 DETAILS = b"grpc-status-details-bin"
 PREVIOUS_ATTEMPTS = b"grpc-previous-rpc-attempts"
@@ -33,7 +35,11 @@ REPLACED = frozenset({HOPS, IDEMPOTENCY_KEY, b"traceparent", b"tracestate", b"ba
 
 KEY_LENGTH_MAX = 255
 
-_QUOTA_REASONS = frozenset({Reason.QUEUE_FULL, Reason.STREAM_LIMIT})
+_CLASSES = {one.name.encode(): one for one in Criticality}
+_QUOTA_REASONS = frozenset(
+    {Reason.QUEUE_FULL, Reason.SHED_BY_CRITICALITY, Reason.CONCURRENCY_LIMIT, Reason.STREAM_LIMIT}
+)
+_DO_NOT_RETURN_MS = -1
 _EXECUTED_AT_ONCE: Headers = (
     (b"relay-attempts", b"1"),
     (b"relay-decision", b"FORWARDED"),
@@ -90,6 +96,12 @@ def hops(metadata: Headers) -> int:
     return int(value) if value.isdigit() and len(value) < 4 else 1
 
 
+def criticality(metadata: Headers) -> Criticality:
+    """The class the caller names, in any case; CRITICAL when it names none or one not known here."""
+    value = header(metadata, CRITICALITY)
+    return DEFAULT_CRITICALITY if value is None else _CLASSES.get(value.upper(), DEFAULT_CRITICALITY)
+
+
 def pushback_s(trailers: Headers) -> float | None:
     """When the upstream says to come back; negative means not at all, None that it said nothing.
 
@@ -139,6 +151,7 @@ def _relay_details(verdict: Verdict, method: str) -> Iterable[tuple[bytes, bytes
     pushback_ms = None
     if verdict.pushback_s is not None:
         pushback_ms = _rounded(round(verdict.pushback_s * 1000))
+        pushback_ms = _DO_NOT_RETURN_MS if verdict.pushback_s < 0 else pushback_ms
         yield PUSHBACK, str(pushback_ms).encode()
     # A flood is refused with few different answers; those after an attempt quote the upstream and differ.
     make = _details if verdict.attempts else _details_of_refusal

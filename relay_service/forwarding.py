@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from relay_service import contract
-from relay_service.core.admission import Admitted
+from relay_service.core.admission import Admitted, Demand, Offer
 from relay_service.core.call import (
     Aborted,
     Actions,
@@ -33,6 +33,7 @@ from relay_service.core.call import (
     WaitBackoff,
 )
 from relay_service.core.evidence import Delivery
+from relay_service.core.limit import Outcome, outcome_of
 from relay_service.core.policy import MethodPolicy
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
@@ -63,11 +64,15 @@ class Host(Protocol):
     def now(self) -> float:
         """Monotonic seconds."""
 
-    def take_worker(self, call: "UnaryCall") -> Admitted:
-        """Ask for a worker; when QUEUED, `UnaryCall.worker_granted` follows or `leave_queue` ends it."""
+    def take_worker(self, call: "UnaryCall") -> "Offer[UnaryCall]":
+        """Ask for a worker; when QUEUED, `UnaryCall.worker_granted` or `UnaryCall.shed` follows, or
+        `leave_queue` ends it."""
 
-    def give_worker_back(self, now: float) -> None:
-        """The worker is free for the next in the queue that can use it."""
+    def give_worker_back(self, outcome: Outcome, held_s: float, now: float) -> None:
+        """The worker, held for so long, is free for the next in the queue."""
+
+    def worker_unused(self, now: float) -> None:
+        """A worker was given and no attempt was made with it."""
 
     def hold_request(self, size_bytes: int) -> bool:
         """Ask for so much room for a request; False when too many requests are held already."""
@@ -78,8 +83,8 @@ class Host(Protocol):
     def leave_queue(self, call: "UnaryCall") -> None:
         """The call waits no longer."""
 
-    def pushback_s(self, now: float) -> float:
-        """When a caller that found the queue full should return."""
+    def pushback_s(self, reason: Reason, now: float) -> float:
+        """When a caller that is refused for this reason should return; negative means not at all."""
 
     def call_ended(self, call: "ForwardedCall") -> None:
         """The call is over."""
@@ -96,6 +101,8 @@ class Plan:
     policy: MethodPolicy
     deadline: float | None
     """Monotonic seconds."""
+    demand: Demand
+    """What it asks of the admission."""
     limited: bool = True
     """False for the relay's own services, which no limit holds back and no drain waits for."""
 
@@ -136,6 +143,11 @@ class ForwardedCall:
     def limited(self) -> bool:
         """Whether the call counts against the relay's limits."""
         return self._plan.limited
+
+    @property
+    def demand(self) -> Demand:
+        """What the call asks of the admission."""
+        return self._plan.demand
 
     # What happens to the call -------------------------------------------------------------------
 
@@ -318,12 +330,12 @@ class UnaryCall(ForwardedCall):
     __slots__ = (
         "_collector",
         "_held_bytes",
-        "_holds_worker",
         "_in_queue",
         "_request",
         "_response",
         "_response_bytes",
         "_response_headers",
+        "_worker_since",
     )
 
     def __init__(self, host: Host, plan: Plan, machine: Call, reply: Reply, observer: CallObserver) -> None:
@@ -335,7 +347,7 @@ class UnaryCall(ForwardedCall):
         self._response_bytes = 0
         self._response_headers: Headers | None = None
         self._in_queue = False
-        self._holds_worker = False
+        self._worker_since: float | None = None
 
     # The request --------------------------------------------------------------------------------
 
@@ -348,7 +360,7 @@ class UnaryCall(ForwardedCall):
         if problem is not None:
             self._stop(Aborted(problem))
         elif not self._hold(len(data)):
-            self._stop(Aborted(Reason.QUEUE_FULL, self._host.pushback_s(self._host.now())))
+            self._stop(Aborted(Reason.QUEUE_FULL, self._host.pushback_s(Reason.QUEUE_FULL, self._host.now())))
         elif end:
             self._request = self._collector.whole()
             if self._request is None:
@@ -374,16 +386,14 @@ class UnaryCall(ForwardedCall):
     def _seek_worker(self, then: Event) -> None:
         now = self._host.now()
         match self._host.take_worker(self):
-            case Admitted.STARTED:
+            case Offer(Admitted.STARTED):
                 if not self._use_worker(then, now):
-                    self._host.give_worker_back(now)
-            case Admitted.QUEUED:
+                    self._host.worker_unused(now)
+            case Offer(Admitted.QUEUED):
                 self._in_queue = True
                 self._observer.queued(now)
-            case Admitted.REFUSED if isinstance(then, Begin):
-                self._handle(Aborted(Reason.QUEUE_FULL, self._host.pushback_s(now)), now)
-            case Admitted.REFUSED:
-                self._handle(RetryRefused(), now)
+            case Offer(Admitted.REFUSED, reason):
+                self._no_worker(reason or Reason.QUEUE_FULL, now)
 
     def worker_granted(self, now: float) -> bool:
         """The wait in the queue is over; False when the call ended at once and needs no worker."""
@@ -393,19 +403,36 @@ class UnaryCall(ForwardedCall):
 
     def _use_worker(self, then: Event, now: float) -> bool:
         """Start an attempt with the worker just given; False when the call ended instead."""
-        self._holds_worker = True
+        self._worker_since = now
         self._handle(then, now)
         # An attempt never ends inside its start.
-        self._holds_worker = self._machine.state is State.ATTEMPTING
-        return self._holds_worker
+        if self._machine.state is not State.ATTEMPTING:
+            self._worker_since = None
+        return self._worker_since is not None
+
+    def shed(self, reason: Reason, now: float) -> None:
+        """The place in the queue is lost: the admission took it, or the time left is too short."""
+        self._in_queue = False
+        if reason is Reason.DEADLINE_PASSED:
+            self._handle(DeadlinePassed(), now)
+        else:
+            self._no_worker(reason, now)
+
+    def _no_worker(self, reason: Reason, now: float) -> None:
+        """Before the first attempt that is a refusal; after it, the end of the retries."""
+        if self._machine.state is State.READY:
+            self._handle(Aborted(reason, self._host.pushback_s(reason, now)), now)
+        else:
+            self._handle(RetryRefused(), now)
 
     def _handle(self, event: Event, now: float) -> None:
         try:
             super()._handle(event, now)
         finally:
-            if self._holds_worker and isinstance(event, AttemptDone):
-                self._holds_worker = False
-                self._host.give_worker_back(now)
+            since = self._worker_since
+            if since is not None and isinstance(event, AttemptDone):
+                self._worker_since = None
+                self._host.give_worker_back(outcome_of(event.delivery, event.code), now - since, now)
 
     def _finish(self, verdict: Verdict, now: float) -> None:
         if self._in_queue:

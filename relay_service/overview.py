@@ -52,10 +52,11 @@ class Overview:
             length=admission.queued,
             capacity=limits.queue_capacity,
             workers_busy=admission.busy,
-            workers=limits.workers,
+            workers=admission.workers,
             streams=admission.streams,
             streams_max=limits.max_streams,
             drain_per_s=admission.drain_per_second(now),
+            admission=admission.state(),
         )
 
     def _upstream(self, name: str, upstream: Upstream, now: float) -> UpstreamStatus:

@@ -10,12 +10,13 @@ from dataclasses import replace
 from random import Random
 
 from relay_service import contract
-from relay_service.core.admission import Admission, Admitted
+from relay_service.core.admission import Admission, Demand, Offer
 from relay_service.core.breaker import CircuitBreaker
 from relay_service.core.breakers import Breakers
 from relay_service.core.budget import RetryGate
 from relay_service.core.call import Call
 from relay_service.core.evidence import Safety
+from relay_service.core.limit import Outcome
 from relay_service.core.policy import NO_RETRY, MethodPolicy, RelayPolicy, RetryPolicy
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
@@ -43,6 +44,9 @@ OWN_SERVICE_POLICY = MethodPolicy(
     default_timeout_s=None, max_timeout_s=None, attempt_timeout_s=None, retry=NO_RETRY, replay_buffer_bytes=0
 )
 """Calls to the relay's own services are handed over as they are."""
+
+OWN_SERVICE_DEMAND = Demand()
+"""They ask nothing of the admission, and get it."""
 
 
 class Refusal(Exception):  # noqa: N818 (a refusal is an answer, not a fault)
@@ -152,7 +156,9 @@ class Relay:
         """Pass a call to the relay's own services on as it is: not limited, not counted as in flight."""
         deadline = now + head.timeout_s if head.timeout_s is not None else None
         metadata = [field for field in head.metadata if field[0] not in contract.REPLACED]
-        plan = Plan(head.method, metadata, upstream, OWN_SERVICE_POLICY, deadline, limited=False)
+        plan = Plan(
+            head.method, metadata, upstream, OWN_SERVICE_POLICY, deadline, OWN_SERVICE_DEMAND, limited=False
+        )
         machine = Call(
             NO_RETRY,
             safety=Safety.NONE,
@@ -186,7 +192,14 @@ class Relay:
         deadline = _deadline(head, policy, now, unary=unary)
         breaker = self._breakers.guarding(upstream, head.method)
         self._check_breaker(breaker, now)
-        plan = Plan(head.method, _outgoing(head, key, hops), self._upstreams[upstream], policy, deadline)
+        plan = Plan(
+            head.method,
+            _outgoing(head, key, hops),
+            self._upstreams[upstream],
+            policy,
+            deadline,
+            Demand(contract.criticality(head.metadata), deadline),
+        )
         machine = Call(
             policy.retry if hops == 0 else _single_attempt(policy.retry),
             safety=safety,
@@ -210,8 +223,8 @@ class Relay:
     def _unary(
         self, plan: Plan, machine: Call, reply: Reply, observer: CallObserver, now: float
     ) -> UnaryCall:
-        if self._admission.full:
-            raise Refusal(Reason.QUEUE_FULL, self.pushback_s(now))
+        if (reason := self._admission.refusal(plan.demand, now)) is not None:
+            raise Refusal(reason, self.pushback_s(reason, now))
         self._in_flight += 1
         return UnaryCall(self, plan, machine, reply, observer)
 
@@ -232,15 +245,31 @@ class Relay:
 
     # What calls ask of their relay (`relay_service.forwarding.Host`) ----------------------------
 
-    def take_worker(self, call: UnaryCall) -> Admitted:
-        """A worker, a place in the queue, or neither."""
-        return self._admission.offer(call)
+    def take_worker(self, call: UnaryCall) -> Offer[UnaryCall]:
+        """A worker, a place in the queue (perhaps that of another call), or neither."""
+        now = self.now()
+        offer = self._admission.offer(call, call.demand, now)
+        if offer.displaced is not None:
+            offer.displaced.shed(Reason.SHED_BY_CRITICALITY, now)
+        return offer
 
-    def give_worker_back(self, now: float) -> None:
-        """Hand the free worker to the call that waited longest and can still use it."""
-        waiting = self._admission.release(now)
-        while waiting is not None and not waiting.worker_granted(now):
-            waiting = self._admission.hand_on()
+    def give_worker_back(self, outcome: Outcome, held_s: float, now: float) -> None:
+        """Count the attempt's end, and hand the worker on."""
+        self._admission.release(outcome, held_s, now)
+        self._hand_out(now)
+
+    def worker_unused(self, now: float) -> None:
+        """Hand the worker on."""
+        self._admission.hand_back()
+        self._hand_out(now)
+
+    def _hand_out(self, now: float) -> None:
+        """Give free workers to the next calls in the queue that can still use them."""
+        while (grant := self._admission.grant(now)) is not None:
+            if grant.refusal is not None:
+                grant.ticket.shed(grant.refusal, now)
+            elif not grant.ticket.worker_granted(now):
+                self._admission.hand_back()
 
     def hold_request(self, size_bytes: int) -> bool:
         """Count request bytes that are held, up to `HELD_REQUEST_BYTES_MAX`."""
@@ -257,8 +286,10 @@ class Relay:
         """The call waits no longer."""
         self._admission.withdraw(call)
 
-    def pushback_s(self, now: float) -> float:
-        """When a refused caller should return."""
+    def pushback_s(self, reason: Reason, now: float) -> float:
+        """When a caller refused for this reason should return; a hopeless one not at all."""
+        if reason is Reason.DEADLINE_INFEASIBLE:
+            return -1.0
         return self._admission.pushback_s(now, self._rng)
 
     def call_ended(self, call: ForwardedCall) -> None:

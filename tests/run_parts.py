@@ -22,14 +22,17 @@ class Part:
     name: str
     folders: tuple[str, ...]
     allowed_s: float
+    side_by_side: int = 1
+    """Test processes that share the files; most of these tests wait for other processes."""
 
 
 PARTS = (
     Part("core and simulation", ("tests/core", "tests/simulation"), 120),
     Part("wire", ("tests/wire",), 90),
     Part("stores", ("tests/stores",), 90),
-    Part("integration", ("tests/integration", "tests/conformance", "tests/bench"), 120),
-    Part("chaos", ("tests/chaos",), 150),
+    Part("integration", ("tests/integration", "tests/conformance"), 120, side_by_side=3),
+    Part("bench tools", ("tests/bench",), 60),
+    Part("chaos", ("tests/chaos",), 150, side_by_side=2),
 )
 
 
@@ -58,6 +61,8 @@ def run_part(part: Part, folders: list[str], allowed_s: float) -> str | None:
     print(f"\n== {part.name} (at most {allowed_s:.0f} s)", flush=True)
     started = time.monotonic()
     pytest = [sys.executable, "-m", "pytest", "-q", "-m", "not soak and not jaeger", *folders]
+    if part.side_by_side > 1:
+        pytest += ["-n", str(part.side_by_side), "--dist", "loadfile"]
     try:
         done = subprocess.run(pytest, cwd=ROOT, check=False, timeout=3 * allowed_s)
     except subprocess.TimeoutExpired:

@@ -27,6 +27,30 @@ REASONS: Mapping[Reason, Explanation] = MappingProxyType(
             "Operators: compare offered load and drain rate in `relay stats`; a longer queue only makes "
             "refusals slower.",
         ),
+        Reason.SHED_BY_CRITICALITY: Explanation(
+            Reason.SHED_BY_CRITICALITY.meaning,
+            "All workers were busy, and the queue was filled past the share that the call's class may fill "
+            "(relay.admission.sheddableShare, sheddablePlusShare), or the call waited and a call of a higher "
+            "class took its place in the full queue. Nothing was executed.",
+            "Callers: come back when grpc-retry-pushback-ms or RetryInfo says. Mark with relay-criticality "
+            "only what users see as CRITICAL; if everything is, nothing is.",
+        ),
+        Reason.CONCURRENCY_LIMIT: Explanation(
+            Reason.CONCURRENCY_LIMIT.meaning,
+            "relay.admission.limit adapts the number of attempts to what the service takes, that number is "
+            "under way, and relay.admission.queueCapacity is 0. Nothing was executed.",
+            "Callers: come back when grpc-retry-pushback-ms or RetryInfo says. Operators: a short queue "
+            "evens out bursts; limit and baseline are in `relay stats`.",
+        ),
+        Reason.DEADLINE_INFEASIBLE: Explanation(
+            Reason.DEADLINE_INFEASIBLE.meaning,
+            "All workers were busy, and the calls that would be served first, at the rate at which calls "
+            "end, plus the service time that relay.admission.feasibilityQuantile names take longer than the "
+            "deadline leaves; at the door or when the call's turn came. Nothing was executed.",
+            "Callers: do not repeat it with the same deadline now (pushback is -1); ask for less often, or "
+            "allow more time. Operators: compare the deadline with queue, drain rate and service time in "
+            "`relay stats`.",
+        ),
         Reason.STREAM_LIMIT: Explanation(
             Reason.STREAM_LIMIT.meaning,
             "The call is streaming (or its kind is not known) and relay.admission.maxStreams such calls "
@@ -169,9 +193,10 @@ CODES: Mapping[Code, Explanation] = MappingProxyType(
         ),
         Code.RESOURCE_EXHAUSTED: Explanation(
             "a limit was reached",
-            "The relay refused for overload (reasons QUEUE_FULL, STREAM_LIMIT) or size "
-            "(MESSAGE_TOO_LARGE), or the upstream refused. It is retried only when pushback or RetryInfo "
-            "says when.",
+            "The relay refused for overload (reasons QUEUE_FULL, SHED_BY_CRITICALITY, "
+            "CONCURRENCY_LIMIT, DEADLINE_INFEASIBLE, STREAM_LIMIT) or "
+            "size (MESSAGE_TOO_LARGE), or the upstream refused. It is retried only when pushback or "
+            "RetryInfo says when.",
             "Look at the reason in ErrorInfo, and return when RetryInfo says.",
         ),
         Code.FAILED_PRECONDITION: Explanation(

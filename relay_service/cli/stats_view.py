@@ -114,12 +114,16 @@ def _calls(stats: Stats) -> Table:
 
 def _queue(stats: Stats) -> Table:
     queue = stats.queue
-    table = _table("Limits", "queue", "workers", "streams", "started/s")
+    classes = {one.criticality: one.length for one in queue.classes if one.length}
+    table = _table("Limits", "queue", "workers", "streams", "started/s", "service", "displaced", "waiting")
     table.add_row(
         f"{queue.length}/{queue.capacity}",
         f"{queue.workers_busy}/{queue.workers}",
         f"{queue.streams}/{queue.streams_max}",
         f"{queue.drain_per_second:.1f}",
+        _time(queue.service_time),
+        str(queue.displaced),
+        ", ".join(f"{count} {name}" for name, count in classes.items()) or "nothing",
     )
     return table
 

@@ -22,6 +22,7 @@ def _all(file: PolicyFile) -> Iterator[Contradiction]:
     yield from _backoffs(file)
     yield from _routes(file)
     yield from _reconnects(file)
+    yield from _limit(file)
     yield from _switches(file)
 
 
@@ -72,6 +73,17 @@ def _reconnects(file: PolicyFile) -> Iterator[Contradiction]:
             found = f'got "{format_duration(upstream.reconnect_backoff_max_s)}"'
             path = f"relay.upstreams.{name}.reconnectBackoffMax"
             yield path, found, f'must be at least reconnectBackoffMin, "{least}"'
+
+
+def _limit(file: PolicyFile) -> Iterator[Contradiction]:
+    limit = file.relay.admission.limit
+    if limit is None:
+        return
+    if limit.max < limit.min:
+        yield "relay.admission.limit.max", f"got {limit.max}", f"must be at least min, {limit.min}"
+    elif not limit.min <= limit.initial <= limit.max:
+        allowed = f"must be from min to max, {limit.min} to {limit.max}"
+        yield "relay.admission.limit.initial", f"got {limit.initial}", allowed
 
 
 def _switches(file: PolicyFile) -> Iterator[Contradiction]:

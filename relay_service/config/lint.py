@@ -65,6 +65,8 @@ class Rule(StrEnum):
     """A limit on an attempt's length that attempts do not live to see."""
     BREAKER_PROBE_TOO_SHORT = "breaker-probe-too-short"
     """A lease that ends before a probe that is merely slow."""
+    WORKERS_WITHOUT_EFFECT = "workers-without-effect"
+    """A number of workers beside a limit that adapts itself."""
     UPSTREAM_UNUSED = "upstream-unused"
     """An upstream without a route."""
     METHOD_UNROUTED = "method-unrouted"
@@ -92,6 +94,7 @@ def findings(document: Document, target: str) -> list[Finding]:
         *_nothing_retried(document, policy),
         *(found for entry in _entries(document.content) for found in _effects(*entry, policy)),
         *_breakers(document.content, policy),
+        *_workers(document.content),
         *_unused(document.content, policy),
     ]
 
@@ -231,6 +234,18 @@ def longest_backoffs_s(retry: RetryPolicy) -> float:
         total_s += min(wait_s, retry.max_backoff_s)
         wait_s = min(wait_s * retry.backoff_multiplier, retry.max_backoff_s)
     return total_s
+
+
+def _workers(file: PolicyFile) -> Iterator[Finding]:
+    admission = file.relay.admission
+    if (
+        admission.limit is None
+        or admission.limit.kind == "fixed"
+        or "workers" not in admission.model_fields_set
+    ):
+        return
+    text = f"the limit is {admission.limit.kind}: it goes from min to max whatever workers says"
+    yield Finding(Rule.WORKERS_WITHOUT_EFFECT, "relay.admission.workers", text)
 
 
 def _unused(file: PolicyFile, policy: RelayPolicy) -> Iterator[Finding]:

@@ -17,6 +17,8 @@ from relay_service.core.policy import (
     AdmissionPolicy,
     BreakerPolicy,
     Jitter,
+    LimitKind,
+    LimitPolicy,
     MethodPolicy,
     RelayPolicy,
     RetryBudgetPolicy,
@@ -66,7 +68,7 @@ def build_policy(document: Document, target: str) -> RelayPolicy:
         upstreams=upstreams,
         methods={pattern: _method_policy(merged, pattern) for pattern in merged.patterns() | {""}},
         routes=tuple(Route(route.service or "", route.method, route.upstream) for route in merged.routes),
-        admission=WIDE_OPEN if "admission" in merged.off else AdmissionPolicy(**merged.admission_fields),
+        admission=WIDE_OPEN if "admission" in merged.off else _admission(merged),
         budget=None if "retryBudget" in merged.off else RetryBudgetPolicy(**merged.budget_fields),
         throttling=_throttling(merged),
         breakers=_breakers(merged),
@@ -143,6 +145,15 @@ def _breakers(merged: Merged) -> dict[str, BreakerPolicy]:
     if "breaker" in merged.off:
         return {}
     return {pattern: BreakerPolicy(**merged.breaker_of(pattern)) for pattern in merged.breaker_fields}
+
+
+def _admission(merged: Merged) -> AdmissionPolicy:
+    given = dict(merged.admission_fields)
+    block = given.pop("limit", None)
+    if block is not None:
+        fields = block.fields_given()
+        given["limit"] = LimitPolicy(**(fields | {"kind": LimitKind(fields["kind"])}))
+    return AdmissionPolicy(**given)
 
 
 def _throttling(merged: Merged) -> RetryThrottling | None:

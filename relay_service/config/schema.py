@@ -186,12 +186,26 @@ class RouteBlock(Block):
     upstream: UpstreamName
 
 
+class LimitBlock(Block):
+    """``relay.admission.limit``."""
+
+    kind: Literal["fixed", "aimd", "gradient"]
+    min: Annotated[int, Field(ge=1, le=1_000_000)] = _ADMISSION.limit.min
+    max: Annotated[int, Field(ge=1, le=1_000_000)] = _ADMISSION.limit.max
+    initial: Annotated[int, Field(ge=1, le=1_000_000)] = _ADMISSION.limit.initial
+    latency_objective_s: PositiveDuration | None = _ADMISSION.limit.latency_objective_s
+
+
 class AdmissionBlock(Block):
     """``relay.admission``."""
 
     queue_capacity: Annotated[int, Field(ge=0, le=1_000_000)] = _ADMISSION.queue_capacity
     workers: Annotated[int, Field(ge=1, le=1_000_000)] = _ADMISSION.workers
+    limit: LimitBlock | None = None
     max_streams: Annotated[int, Field(ge=0, le=1_000_000)] = _ADMISSION.max_streams
+    sheddable_share: Annotated[float, Field(ge=0, le=1)] = _ADMISSION.sheddable_share
+    sheddable_plus_share: Annotated[float, Field(ge=0, le=1)] = _ADMISSION.sheddable_plus_share
+    feasibility_quantile: Annotated[float, Field(ge=0.01, le=0.99)] | None = _ADMISSION.feasibility_quantile
 
 
 class BudgetBlock(Block):

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from relay_service.core.admission import AdmissionState
 from relay_service.core.breakers import BreakerView
 from relay_service.core.budget import BudgetState
 from relay_service.telemetry.metrics import CallTotals, MethodStats
@@ -25,6 +26,8 @@ class QueueStatus:
     streams_max: int = 0
     drain_per_s: float = 0.0
     """Attempts that ended per second, smoothed; what pushback is computed from."""
+    admission: AdmissionState = field(default_factory=AdmissionState)
+    """Who waits, and what became of those who do not."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,6 +93,13 @@ def _queue(queue: QueueStatus) -> admin_pb2.Queue:
         streams=queue.streams,
         streams_max=queue.streams_max,
         drain_per_second=queue.drain_per_s,
+        classes=[
+            admin_pb2.QueuedClass(criticality=criticality.name, length=length)
+            for criticality, length in sorted(queue.admission.queued.items(), reverse=True)
+        ],
+        displaced=queue.admission.displaced,
+        service_time=duration(queue.admission.service_s),
+        baseline=duration(queue.admission.baseline_s),
     )
 
 

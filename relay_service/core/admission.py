@@ -1,27 +1,42 @@
 """Who gets a worker now, who waits, and who is refused.
 
-A worker is the right to have one attempt under way. Work waits in one bounded queue, first in first
-out; it is refused only when every worker is busy and the queue is full. What is refused is told when
-to come back, computed from how fast the queue has been draining.
+A worker is the right to have one attempt under way; how many there are is said by a
+`relay_service.core.limit.ConcurrencyLimit`, which may change its mind. Work waits in one bounded queue:
+higher classes leave it first, and within a class the first in is the first out. When there is no room, a
+call takes the place of the newest call of the lowest class below its own, and is refused only if there is
+none. Lower classes may fill only a share of the queue, so they are refused before it is full. What is
+refused is told when to come back, computed from how fast the queue has been draining.
+
+Work that cannot end in time is not begun. A call that would have to wait is refused at once when the
+queue before it and the service time take longer than its deadline leaves, and looked at again when its
+turn comes. A call that finds a worker free is never refused for that: this is how the relay learns when
+the service has become fast again.
+
+Strict priority lets a flood of high classes hold low ones back for as long as it lasts; what was
+admitted waits at most until its own deadline.
 """
 
 import math
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from random import Random
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from relay_service.core.policy import AdmissionPolicy
+from relay_service.core.criticality import DEFAULT_CRITICALITY, Criticality
+from relay_service.core.limit import Outcome, make_limit
+from relay_service.core.pace import DrainRate, ServiceTime
+from relay_service.core.policy import AdmissionPolicy, LimitKind
+from relay_service.core.reason import Reason
 
-RATE_TIME_CONSTANT_S = 1.0
-"""How far back the drain rate looks: older departures weigh 1/e less each second."""
+OBSERVATIONS_MIN = 30
+"""No call is refused for its deadline before so many attempts have shown how long they take."""
 
 PUSHBACK_MIN_S = 0.01
 PUSHBACK_MAX_S = 10.0
 PUSHBACK_UNKNOWN_S = 1.0
 """What is told while nothing has left yet; all three before the jitter."""
-
 
 Ticket = TypeVar("Ticket", bound=Hashable)
 
@@ -34,46 +49,85 @@ class Admitted(Enum):
     REFUSED = "refused"
 
 
-class DrainRate:
-    """Departures per second, exponentially weighted over `RATE_TIME_CONSTANT_S`."""
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a call asks of the admission."""
 
-    __slots__ = ("_at", "_weight")
+    criticality: Criticality = DEFAULT_CRITICALITY
+    deadline: float | None = None
+    """Monotonic seconds."""
 
-    def __init__(self, now: float) -> None:
-        self._weight = 0.0
-        self._at = now
 
-    def count(self, now: float) -> None:
-        """One more left."""
-        self._decay(now)
-        self._weight += 1.0
+@dataclass(frozen=True, slots=True)
+class Offer(Generic[Ticket]):
+    """The answer to an offer: ``reason`` is why it was refused, ``displaced`` who lost its place to it."""
 
-    def per_second(self, now: float) -> float:
-        """The rate now."""
-        self._decay(now)
-        return self._weight / RATE_TIME_CONSTANT_S
+    admitted: Admitted
+    reason: Reason | None = None
+    displaced: Ticket | None = None
 
-    def _decay(self, now: float) -> None:
-        elapsed_s = max(0.0, now - self._at)
-        self._weight *= math.exp(-elapsed_s / RATE_TIME_CONSTANT_S)
-        self._at = now
+
+_STARTED: Offer[Any] = Offer(Admitted.STARTED)
+_QUEUED: Offer[Any] = Offer(Admitted.QUEUED)
+
+
+@dataclass(frozen=True, slots=True)
+class Grant(Generic[Ticket]):
+    """The next ticket of the queue: it has a worker, unless ``refusal`` says why it gets none."""
+
+    ticket: Ticket
+    refusal: Reason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionState:
+    """For people and dashboards."""
+
+    queued: Mapping[Criticality, int] = field(default_factory=dict)
+    """Waiting now, by class."""
+    displaced: int = 0
+    """Calls that lost their place in the queue to a higher class."""
+    service_s: float = 0.0
+    """The learned quantile of the service time; 0 while nothing is known."""
+    workers: int = 0
+    """Workers that there may be now."""
+    baseline_s: float = 0.0
+    """What an attempt takes without load, as far as the concurrency limit has learned it; else 0."""
 
 
 class Admission(Generic[Ticket]):
     """The bounded queue, the workers, and the separate limit of streaming calls.
 
     A ticket is any hashable thing that stands for the waiting work; the same ticket may not be offered
-    twice at once. All operations are O(1), whatever the queue's length.
+    twice at once. All operations are O(1), whatever the queue's length (there are four classes).
     """
 
-    __slots__ = ("_busy", "_drain", "_policy", "_queue", "_streams")
+    __slots__ = (
+        "_busy",
+        "_demands",
+        "_displaced",
+        "_drain",
+        "_limit",
+        "_policy",
+        "_queued",
+        "_queues",
+        "_room",
+        "_service",
+        "_streams",
+    )
 
     def __init__(self, policy: AdmissionPolicy, now: float) -> None:
         self._policy = policy
-        self._queue: OrderedDict[Ticket, None] = OrderedDict()
+        self._queues: tuple[OrderedDict[Ticket, None], ...] = tuple(OrderedDict() for _ in Criticality)
+        self._demands: dict[Ticket, Demand] = {}
+        self._room = tuple(math.ceil(share * policy.queue_capacity) for share in _shares(policy))
+        self._queued = 0
         self._busy = 0
         self._streams = 0
+        self._displaced = 0
+        self._limit = make_limit(policy, now)
         self._drain = DrainRate(now)
+        self._service = ServiceTime(policy.feasibility_quantile or 0.9)
 
     @property
     def policy(self) -> AdmissionPolicy:
@@ -83,7 +137,7 @@ class Admission(Generic[Ticket]):
     @property
     def queued(self) -> int:
         """Work that waits."""
-        return len(self._queue)
+        return self._queued
 
     @property
     def busy(self) -> int:
@@ -91,40 +145,129 @@ class Admission(Generic[Ticket]):
         return self._busy
 
     @property
+    def workers(self) -> int:
+        """Workers that there may be now. More may still be taken, just after the limit was lowered."""
+        return self._limit.limit
+
+    @property
     def streams(self) -> int:
         """Streaming calls that are open."""
         return self._streams
 
+    def state(self) -> AdmissionState:
+        """The queue as it stands."""
+        queued = {criticality: len(self._queues[criticality]) for criticality in Criticality}
+        return AdmissionState(
+            queued, self._displaced, self._service.quantile_s, self._limit.limit, self._limit.baseline_s
+        )
+
+    def refusal(self, demand: Demand, now: float) -> Reason | None:
+        """Why an offer made now would be refused; None when it would not."""
+        if self._busy < self._limit.limit:
+            return None
+        return self._no_room(demand.criticality) or self._infeasible(demand, now)
+
+    def _no_room(self, criticality: Criticality) -> Reason | None:
+        if self._queued < self._room[criticality] or self._lowest_below(criticality) is not None:
+            return None
+        if self._policy.queue_capacity == 0 and self._policy.limit.kind is not LimitKind.FIXED:
+            return Reason.CONCURRENCY_LIMIT
+        sheds_early = self._room[criticality] < self._policy.queue_capacity
+        return Reason.SHED_BY_CRITICALITY if sheds_early else Reason.QUEUE_FULL
+
+    def _infeasible(self, demand: Demand, now: float) -> Reason | None:
+        if demand.deadline is None or not self._service_is_known:
+            return None
+        ends_at = now + self._expected_wait_s(demand.criticality, now) + self._service.quantile_s
+        return Reason.DEADLINE_INFEASIBLE if ends_at > demand.deadline else None
+
     @property
-    def full(self) -> bool:
-        """Whether an offer made now would be refused."""
-        return self._busy >= self._policy.workers and len(self._queue) >= self._policy.queue_capacity
+    def _service_is_known(self) -> bool:
+        return (
+            self._policy.feasibility_quantile is not None and self._service.observations >= OBSERVATIONS_MIN
+        )
 
-    def offer(self, ticket: Ticket) -> Admitted:
-        """Ask for a worker. STARTED took one; QUEUED will be handed out by a later `release`."""
-        if self._busy < self._policy.workers:
+    def _expected_wait_s(self, criticality: Criticality, now: float) -> float:
+        """How long the next call of the class would wait.
+
+        The queue drains as fast as it was seen to, or as fast as all workers together could by the mean
+        service time (Little's law), whichever is faster: after a quiet time little has drained, and that
+        says nothing about what could.
+        """
+        ahead = sum(len(queue) for queue in self._queues[criticality:])
+        could_per_s = self._limit.limit / max(self._service.mean_s, 1e-9)
+        return (ahead + 1) / max(self._drain.per_second(now), could_per_s)
+
+    def offer(self, ticket: Ticket, demand: Demand, now: float) -> Offer[Ticket]:
+        """Ask for a worker. STARTED took one; QUEUED will be handed out by a later `grant`.
+
+        The displaced ticket, if any, has left the queue; tell it SHED_BY_CRITICALITY.
+        """
+        if self._busy < self._limit.limit:
             self._busy += 1
-            return Admitted.STARTED
-        if self.full:
-            return Admitted.REFUSED
-        self._queue[ticket] = None
-        return Admitted.QUEUED
+            return _STARTED
+        if (reason := self.refusal(demand, now)) is not None:
+            return Offer(Admitted.REFUSED, reason)
+        criticality = demand.criticality
+        full = self._queued >= self._room[criticality]
+        displaced = self._displace_below(criticality) if full else None
+        self._queues[criticality][ticket] = None
+        self._demands[ticket] = demand
+        self._queued += 1
+        return _QUEUED if displaced is None else Offer(Admitted.QUEUED, displaced=displaced)
 
-    def release(self, now: float) -> Ticket | None:
-        """Give a worker back; it goes at once to the ticket that waited longest, which is returned."""
+    def release(self, outcome: Outcome, held_s: float, now: float) -> None:
+        """Give back a worker that was held for so long; ask `grant` who gets it until it says None."""
         self._drain.count(now)
-        return self.hand_on()
-
-    def hand_on(self) -> Ticket | None:
-        """The worker just handed out is not needed: it goes to the next ticket, or becomes free."""
-        if self._queue:
-            return self._queue.popitem(last=False)[0]
+        if outcome is not Outcome.IGNORED:
+            self._service.observe(held_s)
+        self._limit.record(outcome, held_s, self._busy, now)
         self._busy -= 1
-        return None
+
+    def hand_back(self) -> None:
+        """Give back a worker that was not needed; ask `grant` who gets it."""
+        self._busy -= 1
+
+    def grant(self, now: float) -> Grant[Ticket] | None:
+        """The next ticket, when there is a worker for it: the first of the highest class that waits."""
+        if not self._queued or self._busy >= self._limit.limit:
+            return None
+        queue = next(queue for queue in reversed(self._queues) if queue)
+        ticket, _ = queue.popitem(last=False)
+        refusal = self._too_late(self._forget(ticket).deadline, now)
+        if refusal is None:
+            self._busy += 1
+        return Grant(ticket, refusal)
+
+    def _too_late(self, deadline: float | None, now: float) -> Reason | None:
+        if deadline is None:
+            return None
+        if deadline <= now:
+            return Reason.DEADLINE_PASSED
+        hopeless = self._service_is_known and now + self._service.quantile_s > deadline
+        return Reason.DEADLINE_INFEASIBLE if hopeless else None
 
     def withdraw(self, ticket: Ticket) -> None:
         """Take a waiting ticket off the queue (its caller went away or its deadline passed)."""
-        self._queue.pop(ticket, None)
+        if ticket in self._demands:
+            del self._queues[self._forget(ticket).criticality][ticket]
+
+    def _lowest_below(self, criticality: Criticality) -> OrderedDict[Ticket, None] | None:
+        return next((queue for queue in self._queues[:criticality] if queue), None)
+
+    def _displace_below(self, criticality: Criticality) -> Ticket | None:
+        queue = self._lowest_below(criticality)
+        if queue is None:
+            return None
+        # The newest has waited least, so the least is lost with it.
+        ticket, _ = queue.popitem(last=True)
+        self._forget(ticket)
+        self._displaced += 1
+        return ticket
+
+    def _forget(self, ticket: Ticket) -> Demand:
+        self._queued -= 1
+        return self._demands.pop(ticket)
 
     def open_stream(self) -> bool:
         """Count one more streaming call, unless there are too many."""
@@ -144,9 +287,14 @@ class Admission(Generic[Ticket]):
     def pushback_s(self, now: float, rng: Random) -> float:
         """When a refused caller should return: the time the queue needs to empty, times 0.5 to 1.5."""
         rate = self._drain.per_second(now)
-        drained_in_s = (len(self._queue) + 1) / rate if rate > 0.0 else PUSHBACK_UNKNOWN_S
+        drained_in_s = (self._queued + 1) / rate if rate > 0.0 else PUSHBACK_UNKNOWN_S
         return min(PUSHBACK_MAX_S, max(PUSHBACK_MIN_S, drained_in_s)) * rng.uniform(0.5, 1.5)
 
     def stream_pushback_s(self, rng: Random) -> float:
         """When a refused streaming call should return; how long the others will last, nobody can know."""
         return PUSHBACK_UNKNOWN_S * rng.uniform(0.5, 1.5)
+
+
+def _shares(policy: AdmissionPolicy) -> tuple[float, ...]:
+    """How much of the queue may be filled when a call of each class still joins it, lowest class first."""
+    return (policy.sheddable_share, policy.sheddable_plus_share, 1.0, 1.0)

@@ -47,6 +47,11 @@ def _at_least(name: str, value: float, minimum: float) -> None:
         raise ValueError(f"{name} must be a finite number of at least {minimum}, not {value}")
 
 
+def _share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be from 0 to 1, not {value}")
+
+
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """How often and how far apart attempts are made. Off is ``max_attempts=1``.
@@ -190,6 +195,35 @@ class MethodPolicy:
         _at_least("max_message_bytes", self.max_message_bytes, 1)
 
 
+class LimitKind(Enum):
+    """Who says how many attempts may be under way."""
+
+    FIXED = "fixed"
+    """The policy."""
+    AIMD = "aimd"
+    """Losses: one more while all is well, a tenth less when attempts are lost or too slow."""
+    GRADIENT = "gradient"
+    """Latency: as many as the service takes before it only queues them."""
+
+
+@dataclass(frozen=True, slots=True)
+class LimitPolicy:
+    """The limit of attempts under way, and the bounds of one that adapts itself."""
+
+    kind: LimitKind = LimitKind.FIXED
+    min: int = 4
+    max: int = 1000
+    initial: int = 20
+    latency_objective_s: float | None = None
+    """Slower than this is never normal: AIMD lowers the limit, GRADIENT takes no higher baseline."""
+
+    def __post_init__(self) -> None:
+        _at_least("limit.min", self.min, 1)
+        _at_least("limit.max", self.max, self.min)
+        _at_least("limit.initial", self.initial, 1)
+        _positive_or_off("limit.latency_objective_s", self.latency_objective_s)
+
+
 @dataclass(frozen=True, slots=True)
 class AdmissionPolicy:
     """How much the relay takes on at once. There is no unlimited: off is `WIDE_OPEN`."""
@@ -197,14 +231,31 @@ class AdmissionPolicy:
     queue_capacity: int = 1000
     """Calls that may wait for a worker; 0 refuses as soon as all are busy."""
     workers: int = 256
-    """Calls with an attempt in flight."""
+    """Calls with an attempt in flight, when the limit is FIXED."""
+    limit: LimitPolicy = LimitPolicy()
     max_streams: int = 1000
     """Streaming calls open at once; they occupy no worker."""
+    sheddable_share: float = 0.5
+    """How full the queue may be when a SHEDDABLE call still joins it."""
+    sheddable_plus_share: float = 0.8
+    """The same for SHEDDABLE_PLUS; the two critical classes may fill the queue."""
+    feasibility_quantile: float | None = 0.9
+    """A call that would have to wait is refused when its expected wait and this quantile of the service
+    time exceed what is left of its deadline; None refuses none for that."""
+
+    @property
+    def workers_max(self) -> int:
+        """The most calls that can ever have an attempt in flight."""
+        return self.workers if self.limit.kind is LimitKind.FIXED else self.limit.max
 
     def __post_init__(self) -> None:
         _at_least("queue_capacity", self.queue_capacity, 0)
         _at_least("workers", self.workers, 1)
         _at_least("max_streams", self.max_streams, 0)
+        _share("sheddable_share", self.sheddable_share)
+        _share("sheddable_plus_share", self.sheddable_plus_share)
+        if self.feasibility_quantile is not None:
+            _share("feasibility_quantile", self.feasibility_quantile)
 
 
 WIDE_OPEN = AdmissionPolicy(queue_capacity=0, workers=100_000, max_streams=100_000)

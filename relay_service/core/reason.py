@@ -12,6 +12,18 @@ class Reason(Enum):
     """
 
     QUEUE_FULL = Code.RESOURCE_EXHAUSTED, "all workers are busy and the queue is full"
+    SHED_BY_CRITICALITY = (
+        Code.RESOURCE_EXHAUSTED,
+        "there is no room in the queue for a call of this class",
+    )
+    CONCURRENCY_LIMIT = (
+        Code.RESOURCE_EXHAUSTED,
+        "as many attempts are under way as the adaptive limit allows, and there is no queue",
+    )
+    DEADLINE_INFEASIBLE = (
+        Code.RESOURCE_EXHAUSTED,
+        "the call could not be answered in the time that its deadline leaves",
+    )
     STREAM_LIMIT = Code.RESOURCE_EXHAUSTED, "as many streaming calls are open as the relay allows"
     BREAKER_OPEN = Code.UNAVAILABLE, "the circuit breaker is open: attempts at the upstream keep failing"
     DEADLINE_PASSED = Code.DEADLINE_EXCEEDED, "the deadline passed before an answer came"

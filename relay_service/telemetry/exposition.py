@@ -12,6 +12,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from relay_service.core.admission import AdmissionState
 from relay_service.telemetry.export import SpanCounts
 from relay_service.telemetry.histogram import LogHistogram
 from relay_service.telemetry.metrics import Snapshot
@@ -44,6 +45,35 @@ class RelayCollector(Collector):
         yield from _totals(snapshot)
         yield from _methods(snapshot)
         yield from _telemetry(self._telemetry())
+
+
+class AdmissionCollector(Collector):
+    """Shows the admission's queue at the moment of the scrape."""
+
+    def __init__(self, admission: Callable[[], AdmissionState]) -> None:
+        self._admission = admission
+
+    def collect(self) -> Iterator[Metric]:
+        """All families; called by the registry for each scrape."""
+        state = self._admission()
+        queued = GaugeMetricFamily("relay_queued", "Calls that wait for a worker.", labels=["criticality"])
+        for criticality, count in state.queued.items():
+            queued.add_metric([criticality.name], count)
+        yield queued
+        yield CounterMetricFamily(
+            "relay_displaced", "Calls that lost their place in the queue to another.", value=state.displaced
+        )
+        yield GaugeMetricFamily(
+            "relay_service_time_seconds",
+            "How long an attempt holds a worker: the quantile that feasibility is judged by.",
+            value=state.service_s,
+        )
+        yield GaugeMetricFamily("relay_workers_limit", "Attempts that may be under way.", value=state.workers)
+        yield GaugeMetricFamily(
+            "relay_baseline_seconds",
+            "What an attempt takes without load, as far as an adaptive limit has learned it.",
+            value=state.baseline_s,
+        )
 
 
 def render(registry: CollectorRegistry, accept: str) -> tuple[str, bytes]:

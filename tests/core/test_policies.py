@@ -1,4 +1,4 @@
-"""Backoff, budget and admission, each held to its formula."""
+"""Backoff and budget, each held to its formula."""
 
 from itertools import pairwise
 from random import Random
@@ -7,11 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay_service.core.admission import PUSHBACK_MAX_S, PUSHBACK_MIN_S, Admission, Admitted
 from relay_service.core.backoff import Backoff
 from relay_service.core.budget import RetryBudget, RetryGate, RetryThrottle
 from relay_service.core.evidence import Delivery, Ending, Evidence, Judgement, Repeat, judge
-from relay_service.core.policy import AdmissionPolicy, Jitter, RetryBudgetPolicy, RetryPolicy, RetryThrottling
+from relay_service.core.policy import Jitter, RetryBudgetPolicy, RetryPolicy, RetryThrottling
 from relay_service.core.status import Code
 
 POLICY = RetryPolicy(initial_backoff_s=0.1, max_backoff_s=1.0, backoff_multiplier=2.0)
@@ -134,95 +133,3 @@ def test_an_ending_is_judged_by_what_it_proves_and_by_what_may_follow(
 
 def test_an_empty_list_of_retryable_codes_makes_unavailable_ambiguous() -> None:
     assert judge(Ending(ANSWERED, Code.UNAVAILABLE), frozenset()).evidence is Evidence.AMBIGUOUS
-
-
-def admission(workers: int = 2, queue: int = 3) -> Admission[int]:
-    return Admission(AdmissionPolicy(queue_capacity=queue, workers=workers, max_streams=1), 0.0)
-
-
-def test_work_is_refused_only_when_all_workers_are_busy_and_the_queue_is_full() -> None:
-    gate = admission()
-    offers = [gate.offer(ticket) for ticket in range(7)]
-    assert offers == [Admitted.STARTED] * 2 + [Admitted.QUEUED] * 3 + [Admitted.REFUSED] * 2
-    assert gate.full
-
-
-def test_the_queue_is_first_in_first_out_and_a_worker_is_handed_on() -> None:
-    gate = admission()
-    for ticket in range(5):
-        gate.offer(ticket)
-    assert [gate.release(0.0) for _ in range(5)] == [2, 3, 4, None, None]
-    assert (gate.busy, gate.queued) == (0, 0)
-
-
-def test_who_left_the_queue_gets_no_worker() -> None:
-    gate = admission()
-    for ticket in range(5):
-        gate.offer(ticket)
-    gate.withdraw(3)
-    assert [gate.release(0.0) for _ in range(2)] == [2, 4]
-
-
-@given(st.lists(st.sampled_from(["offer", "release", "withdraw"]), max_size=200))
-def test_workers_and_queue_never_exceed_their_limits(steps: list[str]) -> None:
-    gate, running, waiting = admission(), 0, []
-    for ticket, step in enumerate(steps):
-        match step:
-            case "offer":
-                match gate.offer(ticket):
-                    case Admitted.STARTED:
-                        running += 1
-                    case Admitted.QUEUED:
-                        waiting.append(ticket)
-                    case Admitted.REFUSED:
-                        assert (running, len(waiting)) == (2, 3)
-            case "release" if running:
-                handed = gate.release(0.0)
-                assert handed == (waiting.pop(0) if waiting else None)
-                running -= handed is None
-            case "withdraw" if waiting:
-                gate.withdraw(waiting.pop())
-        assert (gate.busy, gate.queued) == (running, len(waiting))
-
-
-def test_a_worker_that_is_not_needed_goes_to_the_next() -> None:
-    gate = admission()
-    for ticket in range(5):
-        gate.offer(ticket)
-    assert [gate.release(0.0), gate.hand_on(), gate.hand_on(), gate.hand_on()] == [2, 3, 4, None]
-    assert gate.busy == 1
-
-
-def test_pushback_follows_the_drain_rate_and_is_jittered() -> None:
-    gate = admission(workers=1, queue=10)
-    for ticket in range(11):
-        gate.offer(ticket)
-    now = 0.0
-    for ticket in range(100, 400):  # 100 departures per second for three seconds
-        now += 0.01
-        gate.release(now)
-        gate.offer(ticket)
-    rng = Random(2)
-    told = [gate.pushback_s(now, rng) for _ in range(200)]
-    assert sum(told) / len(told) == pytest.approx(0.11, rel=0.15)  # eleven ahead, 100 a second
-    assert max(told) > 1.5 * min(told)
-
-
-def test_pushback_is_bounded_when_nothing_drains() -> None:
-    told = {admission().pushback_s(1e6, Random(seed)) for seed in range(20)}
-    assert len(told) == 20
-    assert max(told) <= 1.5
-    gate = admission()
-    for _ in range(100_000):
-        gate.offer(1)
-        gate.release(0.0)
-    assert PUSHBACK_MIN_S * 0.5 <= gate.pushback_s(0.0, Random(1)) <= PUSHBACK_MIN_S * 1.5
-    assert gate.pushback_s(60.0, Random(1)) <= PUSHBACK_MAX_S * 1.5
-
-
-def test_streams_have_a_limit_of_their_own() -> None:
-    gate = admission()
-    assert gate.open_stream()
-    assert not gate.open_stream()
-    gate.close_stream()
-    assert gate.open_stream()

@@ -178,6 +178,49 @@ def test_a_refusal_for_load_says_why_and_when_to_return() -> None:
     assert reply.trailers[b"relay-outcome"] == b"not-executed"
 
 
+@pytest.mark.parametrize("low", [b"SHEDDABLE", b"sheddable_plus"])
+def test_a_displaced_call_is_told_at_once_why_and_when_to_return(low: bytes) -> None:
+    bench = Bench(workers=1, queue_capacity=1)
+    replies = []
+    for name in (b"CRITICAL", low, b"CRITICAL"):
+        call, reply = bench.call(metadata=[(b"relay-criticality", name)])
+        call.on_request_data(framed(b"x"), end=True)
+        replies.append(reply)
+    displaced = replies[1]
+    assert (displaced.code, reason_of(displaced)) == (Code.RESOURCE_EXHAUSTED, "SHED_BY_CRITICALITY")
+    assert int(displaced.trailers[b"grpc-retry-pushback-ms"]) > 0
+    assert displaced.trailers[b"relay-outcome"] == b"not-executed"
+    bench.upstream.last.end(OK)
+    bench.upstream.last.end(OK)
+    assert [reply.code for reply in replies] == [Code.OK, Code.RESOURCE_EXHAUSTED, Code.OK]
+    assert len(bench.upstream.attempts) == 2
+    assert (bench.relay.in_flight, bench.relay.admission.queued) == (0, 0)
+
+
+def test_a_retry_that_is_displaced_ends_with_what_its_attempt_was_told() -> None:
+    bench = Bench(workers=1, queue_capacity=1)
+    first, first_reply = bench.call(metadata=[(b"relay-criticality", b"SHEDDABLE")])
+    first.on_request_data(framed(b"1"), end=True)
+    bench.upstream.last.end(UNAVAILABLE)
+    busy, _ = bench.call()
+    busy.on_request_data(framed(b"2"), end=True)
+    while not bench.relay.admission.queued:
+        bench.clock.step()
+    displacing, _ = bench.call()
+    displacing.on_request_data(framed(b"3"), end=True)
+    assert (first_reply.code, first_reply.trailers[b"relay-decision"]) == (
+        Code.UNAVAILABLE,
+        b"RETRIES_EXHAUSTED",
+    )
+
+
+def test_the_class_is_passed_on_as_it_came() -> None:
+    bench = Bench()
+    call, _ = bench.call(metadata=[(b"relay-criticality", b"Sheddable")])
+    call.on_request_data(framed(b"x"), end=True)
+    assert dict(bench.upstream.last.metadata)[b"relay-criticality"] == b"Sheddable"
+
+
 @pytest.mark.parametrize(
     "metadata",
     [

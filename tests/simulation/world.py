@@ -51,10 +51,14 @@ class Clock:
 
     def run(self) -> None:
         while self._heap:
-            entry = heapq.heappop(self._heap)
-            if not entry.cancelled:
-                self.now = max(self.now, entry.at)
-                entry.callback(entry.argument)
+            self.step()
+
+    def step(self) -> None:
+        """The next thing that happens."""
+        entry = heapq.heappop(self._heap)
+        if not entry.cancelled:
+            self.now = max(self.now, entry.at)
+            entry.callback(entry.argument)
 
 
 def framed(message: bytes) -> bytes:

@@ -178,6 +178,18 @@ BAD = [
         "greater than or equal to 1",
     ),
     (
+        {"relay": {"admission": {"limit": {"kind": "aimd", "min": 9, "max": 8}}}},
+        "relay.admission.limit.max",
+        "got 8",
+        "at least min, 9",
+    ),
+    (
+        {"relay": {"admission": {"limit": {"kind": "gradient", "max": 10}}}},
+        "relay.admission.limit.initial",
+        "got 20",
+        "from min to max, 4 to 10",
+    ),
+    (
         {"relay": {"admission": {"queueCapacity": -1}}},
         "relay.admission.queueCapacity",
         "got -1",

@@ -68,6 +68,11 @@ SUSPICIOUS = [
         "methodConfig[0]",
     ),
     ({}, "nothing-retried", "methodConfig"),
+    (
+        {"relay": {"preset": "default", "admission": {"workers": 9, "limit": {"kind": "aimd"}}}},
+        "workers-without-effect",
+        "relay.admission.workers",
+    ),
     (everywhere(retryPolicy=retry(initialBackoff="5s")), "backoff-over-deadline", "methodConfig[0]"),
     (everywhere(method(attemptTimeout="15s"), retryPolicy=retry()), "attempt-takes-all", "methodConfig[0]"),
     (everywhere(method(attemptTimeout=None), retryPolicy=retry()), "attempt-takes-all", "methodConfig[0]"),

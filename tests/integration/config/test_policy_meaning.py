@@ -16,6 +16,8 @@ from relay_service.core.policy import (
     AdmissionPolicy,
     BreakerPolicy,
     Jitter,
+    LimitKind,
+    LimitPolicy,
     MethodPolicy,
     RelayPolicy,
     RetryBudgetPolicy,
@@ -187,6 +189,12 @@ def test_a_grpc_timeout_is_default_and_cap_and_the_relays_own_words_tell_them_ap
     assert (method.default_timeout_s, method.max_timeout_s) == (default_s, max_s)
 
 
+def test_a_file_says_how_the_limit_adapts(loaded) -> None:
+    limit = {"kind": "aimd", "max": 50, "latencyObjective": "0.2s"}
+    admission = loaded({"relay": {"preset": "default", "admission": {"limit": limit}}}).admission
+    assert admission.limit == LimitPolicy(LimitKind.AIMD, max=50, latency_objective_s=0.2)
+
+
 def test_a_file_overrides_its_preset_field_by_field(loaded) -> None:
     policy = loaded(
         {
@@ -201,7 +209,9 @@ def test_a_file_overrides_its_preset_field_by_field(loaded) -> None:
         }
     )
     assert policy.name == "mine"
-    assert policy.admission == AdmissionPolicy(queue_capacity=100, workers=7, max_streams=100)
+    assert policy.admission == AdmissionPolicy(
+        queue_capacity=100, workers=7, max_streams=100, feasibility_quantile=None
+    )
     assert policy.max_hops == 9
     assert policy.throttling == RetryThrottling(10, 0.5)
     assert policy.budget is None, "the preset's switches stay"

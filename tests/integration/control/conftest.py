@@ -24,9 +24,11 @@ from relay_service.control.names import REFLECTION_V1ALPHA
 from relay_service.control.reflection_client import ReflectionLimits
 from relay_service.control.server import ControlPlane, ControlSettings
 from relay_service.control.sources import Health, QueueStatus, Stats, TelemetryStatus, UpstreamStatus
+from relay_service.core.admission import AdmissionState
 from relay_service.core.breaker import BreakerState, BreakerStatus, Trigger
 from relay_service.core.breakers import BreakerView
 from relay_service.core.budget import BudgetState
+from relay_service.core.criticality import Criticality
 from relay_service.telemetry.histogram import LogHistogram
 from relay_service.telemetry.metrics import CallTotals, MethodStats
 
@@ -178,7 +180,16 @@ class RelayState:
                 MethodStats("d.E/F", 3, {"OK": 1}, 3, 0, latency),
             ),
             queue=QueueStatus(
-                length=3, capacity=100, workers_busy=5, workers=5, streams=2, streams_max=64, drain_per_s=12.5
+                length=3,
+                capacity=100,
+                workers_busy=5,
+                workers=5,
+                streams=2,
+                streams_max=64,
+                drain_per_s=12.5,
+                admission=AdmissionState(
+                    queued={Criticality.SHEDDABLE: 1, Criticality.CRITICAL: 2}, displaced=9
+                ),
             ),
             upstreams=self.upstreams,
             telemetry=TelemetryStatus(spans_exported=42, spans_dropped=1),

@@ -51,6 +51,11 @@ async def test_stats_are_told_in_full(admin) -> None:
         5,
         5,
     )
+    assert [(one.criticality, one.length) for one in stats.queue.classes] == [
+        ("CRITICAL", 2),
+        ("SHEDDABLE", 1),
+    ]
+    assert stats.queue.displaced == 9
     assert (stats.queue.streams, stats.queue.streams_max, stats.queue.drain_per_second) == (2, 64, 12.5)
     assert (stats.telemetry.spans_exported, stats.telemetry.spans_dropped) == (42, 1)
 

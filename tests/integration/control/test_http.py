@@ -106,6 +106,7 @@ async def test_the_page_shows_every_section_and_needs_nothing_from_elsewhere(
         "UNAVAILABLE 3",
         "up 1 min 1 s",
         "7.5 of 10",
+        "of them SHEDDABLE",
         "HALF_OPEN",
         "28 of 29",
         "12,345",

@@ -6,11 +6,14 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from relay_service.core.admission import Admission, Demand
 from relay_service.core.breaker import BreakerState, Outcome, Work
 from relay_service.core.breakers import Breakers
-from relay_service.core.policy import BreakerPolicy, RelayPolicy, UpstreamPolicy
+from relay_service.core.criticality import Criticality
+from relay_service.core.policy import AdmissionPolicy, BreakerPolicy, RelayPolicy, UpstreamPolicy
 from relay_service.core.reason import Reason
 from relay_service.telemetry.breakers import BreakerCollector
+from relay_service.telemetry.exposition import AdmissionCollector
 
 STATES = [state.value for state in BreakerState]
 
@@ -122,3 +125,14 @@ def test_breakers_are_shown_with_one_series_for_each_state(make_telemetry) -> No
     assert samples["relay_breaker_share_ratio", *own] == 0
     assert samples["relay_breaker_opened_total", *own] == 1
     assert samples["relay_breaker_refused_total", *own] == 1
+
+
+def test_the_queue_is_shown_by_class(telemetry) -> None:
+    admission: Admission[str] = Admission(AdmissionPolicy(queue_capacity=2, workers=1), 0.0)
+    for ticket, criticality in (("a", 2), ("b", 0), ("c", 2), ("d", 2)):
+        admission.offer(ticket, Demand(Criticality(criticality)), 0.0)
+    telemetry.registry.register(AdmissionCollector(admission.state))
+    samples = _samples(parse_text(telemetry.prometheus_text()[1].decode()))
+    assert samples["relay_queued", ("criticality", "CRITICAL")] == 2
+    assert samples["relay_queued", ("criticality", "SHEDDABLE")] == 0
+    assert samples["relay_displaced_total",] == 1
