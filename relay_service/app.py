@@ -7,7 +7,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, TextIO, cast
@@ -19,10 +19,12 @@ from relay_service.control.descriptors import ReflectedMethods, UpstreamDescript
 from relay_service.control.http import HttpServer
 from relay_service.control.names import FORWARDED_SERVICES
 from relay_service.control.server import ControlPlane, ControlSettings
+from relay_service.core.breakers import BreakerView
 from relay_service.core.policy import RelayPolicy, UpstreamPolicy
 from relay_service.envelope import EnvelopeOpener
 from relay_service.overview import Overview
 from relay_service.relay import Relay
+from relay_service.telemetry.breakers import BreakerCollector
 from relay_service.telemetry.exposition import AdmissionCollector
 from relay_service.telemetry.log_stream import BackgroundStream
 from relay_service.telemetry.logs import configure_logging
@@ -109,6 +111,7 @@ class App:
             own_services=self._own_services,
         )
         self.telemetry.registry.register(AdmissionCollector(self.relay.admission.state))
+        self.telemetry.registry.register(BreakerCollector(self._breakers))
         self.overview = Overview(self.relay, self.upstreams, self.telemetry, time.monotonic)
         opener = EnvelopeOpener(self.relay, policy, catalog)
         self.listener = Listener(opener.on_call, self.timers, _listener_settings(policy))
@@ -145,6 +148,9 @@ class App:
             rng=random.Random(rng.getrandbits(64)),
             on_connected=on_connected,
         )
+
+    def _breakers(self) -> Iterator[BreakerView]:
+        return self.relay.breakers.views(time.monotonic())
 
     @property
     def addresses(self) -> Addresses:

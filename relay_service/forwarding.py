@@ -17,6 +17,7 @@ from relay_service.core.admission import Admitted, Demand, Offer
 from relay_service.core.call import (
     Aborted,
     Actions,
+    AnswerBegan,
     AttemptDone,
     BackoffElapsed,
     Begin,
@@ -568,6 +569,7 @@ class StreamCall(ForwardedCall):
         """Send them on at once: a conversation may wait for them. This commits the call."""
         if attempt is self._attempt:
             self._replay = None
+            self._handle(AnswerBegan(), self._host.now())
             self._reply.send_headers(headers)
 
     def on_response_data(self, attempt: Attempt, data: bytes) -> None:

@@ -41,7 +41,7 @@ class Overview:
             calls=calls.calls,
             methods=calls.methods,
             queue=self._queue(now),
-            upstreams=[self._upstream(name, upstream) for name, upstream in self._upstreams.items()],
+            upstreams=[self._upstream(name, upstream, now) for name, upstream in self._upstreams.items()],
             telemetry=TelemetryStatus(spans.exported, spans.dropped),
         )
 
@@ -59,7 +59,7 @@ class Overview:
             admission=admission.state(),
         )
 
-    def _upstream(self, name: str, upstream: Upstream) -> UpstreamStatus:
+    def _upstream(self, name: str, upstream: Upstream, now: float) -> UpstreamStatus:
         return UpstreamStatus(
             name=name,
             target=upstream.target,
@@ -70,4 +70,5 @@ class Overview:
             disconnects=upstream.counters.disconnects,
             last_error=upstream.counters.last_error,
             retry_budget=self._relay.gates[name].state(),
+            breakers=self._relay.breakers.of_upstream(name, now),
         )

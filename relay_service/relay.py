@@ -11,6 +11,8 @@ from random import Random
 
 from relay_service import contract
 from relay_service.core.admission import Admission, Demand, Offer
+from relay_service.core.breaker import CircuitBreaker
+from relay_service.core.breakers import Breakers
 from relay_service.core.budget import RetryGate
 from relay_service.core.call import Call
 from relay_service.core.evidence import Safety
@@ -56,7 +58,7 @@ class Refusal(Exception):  # noqa: N818 (a refusal is an answer, not a fault)
 
 
 class Relay:
-    """Decides about every call; owns admission and the retry gates.
+    """Decides about every call; owns admission, the retry gates and the breakers.
 
     ``own_services`` names the services answered by the control plane and the upstream that leads there.
     ``now`` and ``rng`` come from the composition root, so that nothing below reads a clock or draws
@@ -85,6 +87,7 @@ class Relay:
         self._rng = rng
         self._admission: Admission[UnaryCall] = Admission(policy.admission, now())
         self._gates = {name: RetryGate(policy.budget, policy.throttling, now()) for name in policy.upstreams}
+        self._breakers = Breakers(policy, now())
         self._own_gate = RetryGate(None, None, now())
         self._in_flight = 0
         self._held_bytes = 0
@@ -102,6 +105,11 @@ class Relay:
     def gates(self) -> Mapping[str, RetryGate]:
         """The retry gate of each upstream."""
         return self._gates
+
+    @property
+    def breakers(self) -> Breakers:
+        """The circuit breakers."""
+        return self._breakers
 
     @property
     def in_flight(self) -> int:
@@ -182,6 +190,8 @@ class Relay:
         known = facts is not None or policy.unary is not None
         key = _key(head, policy, hops, streaming=known and not unary)
         deadline = _deadline(head, policy, now, unary=unary)
+        breaker = self._breakers.guarding(upstream, head.method)
+        self._check_breaker(breaker, now)
         plan = Plan(
             head.method,
             _outgoing(head, key, hops),
@@ -199,10 +209,16 @@ class Relay:
             gate=self._gates[upstream],
             rng=self._rng,
             streaming=not unary,
+            breaker=breaker,
         )
         if unary:
             return self._unary(plan, machine, reply, observer, now)
         return self._stream(plan, machine, reply, observer, now)
+
+    def _check_breaker(self, breaker: CircuitBreaker | None, now: float) -> None:
+        """Refuse at the headers what the breaker would refuse later, before it costs anything."""
+        if breaker is not None and breaker.refuses(now):
+            raise Refusal(Reason.BREAKER_OPEN, breaker.pushback_s(now, self._rng))
 
     def _unary(
         self, plan: Plan, machine: Call, reply: Reply, observer: CallObserver, now: float

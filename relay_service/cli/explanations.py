@@ -57,6 +57,16 @@ REASONS: Mapping[Reason, Explanation] = MappingProxyType(
             "are open. Nothing was executed.",
             "Close streams that are no longer read, or raise maxStreams if memory allows.",
         ),
+        Reason.BREAKER_OPEN: Explanation(
+            Reason.BREAKER_OPEN.meaning,
+            "Attempts at the upstream (or at this method, where relay.methods gives it a breaker of its own) "
+            "kept failing, so for relay.breaker.openTime none is made; then a few calls probe it, and after "
+            "they succeed the share let through grows over rampTime. A retry that meets the open breaker "
+            "ends its call too; relay-attempts tells whether one was made before.",
+            "Callers: wait as long as grpc-retry-pushback-ms or RetryInfo says. Operators: `relay stats` "
+            "shows why it opened; find out why the upstream fails. It closes by itself, and there is nothing "
+            "to reset.",
+        ),
         Reason.DEADLINE_PASSED: Explanation(
             Reason.DEADLINE_PASSED.meaning,
             "The caller's deadline, or the one the policy gave it, came before an answer: in the queue, "
@@ -217,8 +227,8 @@ CODES: Mapping[Code, Explanation] = MappingProxyType(
         ),
         Code.UNAVAILABLE: Explanation(
             "the service cannot be reached or does not serve now",
-            "The upstream answered it, no connection could be had, or the relay is shutting down "
-            "(DRAINING). Answered, it is retried by default.",
+            "The upstream answered it, no connection could be had, the relay's breaker is open "
+            "(BREAKER_OPEN), or the relay is shutting down (DRAINING). Answered, it is retried by default.",
             "Repeat later. relay-outcome says whether anything may have been executed.",
         ),
         Code.DATA_LOSS: Explanation(

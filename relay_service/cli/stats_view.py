@@ -78,6 +78,8 @@ def live_tables() -> Iterator[Show]:
 def report(stats: Stats) -> RenderableType:
     """Everything about one look that fits on a screen."""
     parts = [_calls(stats), _queue(stats), _upstreams(stats)]
+    if any(upstream.breakers for upstream in stats.upstreams):
+        parts.append(_breakers(stats))
     if stats.methods:
         parts.append(_methods(stats))
     if stats.calls.by_reason:
@@ -141,6 +143,25 @@ def _upstreams(stats: Stats) -> Table:
             f"{budget.tokens:.1f}/{budget.max_tokens:.0f}" if budget.max_tokens else "off",
             upstream.last_error,
         )
+    return table
+
+
+def _breakers(stats: Stats) -> Table:
+    columns = ("upstream", "methods", "state", "let through", "failed", "slow", "opened", "refused", "why")
+    table = _table("Breakers", *columns)
+    for upstream in stats.upstreams:
+        for breaker in upstream.breakers:
+            table.add_row(
+                upstream.name,
+                breaker.methods or "all others",
+                breaker.state,
+                f"{breaker.share:.0%}",
+                f"{breaker.failures}/{breaker.calls}",
+                f"{breaker.slow}/{breaker.calls}",
+                str(breaker.opened),
+                str(breaker.refused),
+                breaker.cause,
+            )
     return table
 
 

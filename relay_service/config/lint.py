@@ -14,7 +14,7 @@ from relay_service.config.loading import build_policy
 from relay_service.config.merge import widening
 from relay_service.config.schema import MethodBlock, MethodConfig, PolicyFile, RetryBlock
 from relay_service.core.evidence import DEFINITE_CODES, Safety
-from relay_service.core.policy import MethodPolicy, RelayPolicy, RetryPolicy
+from relay_service.core.policy import BreakerPolicy, MethodPolicy, RelayPolicy, RetryPolicy
 from relay_service.core.status import Code
 
 GRPC_MAX_ATTEMPTS = 5
@@ -59,6 +59,12 @@ class Rule(StrEnum):
     """A method made safe to repeat that is not repeated."""
     RETRIES_EXECUTED_WORK = "retries-executed-work"
     """Retryable codes that often follow the effect."""
+    BREAKER_NEVER_OPENS = "breaker-never-opens"
+    """A breaker with every limit off."""
+    BREAKER_LIMIT_TOO_LATE = "breaker-limit-too-late"
+    """A limit on an attempt's length that attempts do not live to see."""
+    BREAKER_PROBE_TOO_SHORT = "breaker-probe-too-short"
+    """A lease that ends before a probe that is merely slow."""
     WORKERS_WITHOUT_EFFECT = "workers-without-effect"
     """A number of workers beside a limit that adapts itself."""
     UPSTREAM_UNUSED = "upstream-unused"
@@ -87,6 +93,7 @@ def findings(document: Document, target: str) -> list[Finding]:
         *_read_by_grpc(document.content),
         *_nothing_retried(document, policy),
         *(found for entry in _entries(document.content) for found in _effects(*entry, policy)),
+        *_breakers(document.content, policy),
         *_workers(document.content),
         *_unused(document.content, policy),
     ]
@@ -192,6 +199,32 @@ def _of_safety(method: MethodPolicy) -> Iterator[tuple[Rule, str]]:
             Rule.RETRIES_EXECUTED_WORK,
             f"{names} often come after the effect, and a second attempt would repeat it",
         )
+
+
+def _breakers(file: PolicyFile, policy: RelayPolicy) -> Iterator[Finding]:
+    places = {"": "relay.breaker"} if "breaker" in file.relay.model_fields_set else {}
+    for index, entry in enumerate(file.relay.methods):
+        if entry.breaker is not None:
+            places |= {name.pattern: f"relay.methods[{index}].breaker" for name in entry.name}
+    for pattern, path in places.items():
+        if pattern in policy.breakers:  # unless all are switched off
+            method = policy.method_policy(pattern if "/" in pattern else f"{pattern}/")
+            found = _of_breaker(policy.breakers[pattern], method.attempt_timeout_s)
+            yield from (Finding(rule, path, text) for rule, text in found)
+
+
+def _of_breaker(breaker: BreakerPolicy, attempt_s: float | None) -> Iterator[tuple[Rule, str]]:
+    if breaker.consecutive_failures is breaker.failure_ratio is breaker.slow_call_s is None:
+        yield Rule.BREAKER_NEVER_OPENS, "consecutiveFailures, failureRatio and slowCall are all off"
+    if attempt_s is None:
+        return
+    for name, limit_s in (("slowCall", breaker.slow_call_s), ("stuckCall", breaker.stuck_call_s)):
+        if limit_s is not None and limit_s >= attempt_s:
+            text = f"{name} {_s(limit_s)} is never reached: attemptTimeout ends attempts at {_s(attempt_s)}"
+            yield Rule.BREAKER_LIMIT_TOO_LATE, text
+    if breaker.probe_timeout_s < attempt_s:
+        text = f"with probeTimeout {_s(breaker.probe_timeout_s)} a probe counts as lost that attemptTimeout"
+        yield Rule.BREAKER_PROBE_TOO_SHORT, f"{text} {_s(attempt_s)} would let succeed: it may never close"
 
 
 def longest_backoffs_s(retry: RetryPolicy) -> float:

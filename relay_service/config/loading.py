@@ -15,6 +15,7 @@ from relay_service.core.policy import (
     NO_RETRY,
     WIDE_OPEN,
     AdmissionPolicy,
+    BreakerPolicy,
     Jitter,
     LimitKind,
     LimitPolicy,
@@ -70,6 +71,7 @@ def build_policy(document: Document, target: str) -> RelayPolicy:
         admission=WIDE_OPEN if "admission" in merged.off else _admission(merged),
         budget=None if "retryBudget" in merged.off else RetryBudgetPolicy(**merged.budget_fields),
         throttling=_throttling(merged),
+        breakers=_breakers(merged),
         max_hops=merged.max_hops,
     )
 
@@ -136,6 +138,13 @@ def _switched_off(off: frozenset[str]) -> dict[str, Any]:
     if "deadlines" in off:
         changes |= {"default_timeout_s": None, "max_timeout_s": None}
     return changes
+
+
+def _breakers(merged: Merged) -> dict[str, BreakerPolicy]:
+    """Each upstream has one, and each entry of ``relay.methods`` that asks for its own has that."""
+    if "breaker" in merged.off:
+        return {}
+    return {pattern: BreakerPolicy(**merged.breaker_of(pattern)) for pattern in merged.breaker_fields}
 
 
 def _admission(merged: Merged) -> AdmissionPolicy:

@@ -25,6 +25,8 @@ class Merged:
     routes: list[RouteBlock] = field(default_factory=list)
     admission_fields: dict[str, Any] = field(default_factory=dict)
     budget_fields: dict[str, Any] = field(default_factory=dict)
+    breaker_fields: dict[str, dict[str, Any]] = field(default_factory=lambda: {"": {}})
+    """What is said of the breakers; the empty pattern is the one each upstream has."""
     max_hops: int = 3
     off: frozenset[str] = frozenset()
 
@@ -38,10 +40,18 @@ class Merged:
 
     def fields_of(self, pattern: str) -> Mapping[str, Any]:
         """Our rule: the fields of the wider patterns, each overridden by the narrower ones."""
-        fields: dict[str, Any] = {}
-        for wider in reversed(widening(pattern)):
-            fields |= self.method_fields.get(wider, {})
-        return fields
+        return _widened(self.method_fields, pattern)
+
+    def breaker_of(self, pattern: str) -> Mapping[str, Any]:
+        """By the same rule: the fields of the breaker that the pattern has for itself."""
+        return _widened(self.breaker_fields, pattern)
+
+
+def _widened(fields_by_pattern: Mapping[str, dict[str, Any]], pattern: str) -> Mapping[str, Any]:
+    fields: dict[str, Any] = {}
+    for wider in reversed(widening(pattern)):
+        fields |= fields_by_pattern.get(wider, {})
+    return fields
 
 
 def widening(pattern: str) -> list[str]:
@@ -64,14 +74,17 @@ def _lay_over(merged: Merged, document: Document) -> None:
     merged.name = relay.name or document.title
     merged.method_configs |= {name.pattern: entry for entry in content.method_config for name in entry.name}
     for block in relay.methods:
-        given = {key: value for key, value in block.fields_given().items() if key != "name"}
+        given = {key: value for key, value in block.fields_given().items() if key not in ("name", "breaker")}
         for name in block.name:
             merged.method_fields.setdefault(name.pattern, {}).update(given)
+            if block.breaker is not None:
+                merged.breaker_fields.setdefault(name.pattern, {}).update(block.breaker.fields_given())
     merged.throttling = content.retry_throttling or merged.throttling
     merged.upstreams |= relay.upstreams
     merged.routes = relay.routes or merged.routes
     merged.admission_fields |= relay.admission.fields_given()
     merged.budget_fields |= relay.retry_budget.fields_given()
+    merged.breaker_fields[""] |= relay.breaker.fields_given()
     if "max_hops" in relay.model_fields_set:
         merged.max_hops = relay.max_hops
     if "off" in relay.model_fields_set:

@@ -16,6 +16,7 @@ from relay_service.config.addresses import parse_target
 from relay_service.config.durations import parse_duration
 from relay_service.core.policy import (
     AdmissionPolicy,
+    BreakerPolicy,
     MethodPolicy,
     RetryBudgetPolicy,
     UpstreamPolicy,
@@ -27,6 +28,7 @@ _METHOD = MethodPolicy()
 _UPSTREAM = UpstreamPolicy(target="host:1")
 _ADMISSION = AdmissionPolicy()
 _BUDGET = RetryBudgetPolicy()
+_BREAKER = BreakerPolicy()
 
 
 def _duration(value: Any) -> float:
@@ -70,7 +72,10 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 ServiceName = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*$", max_length=255)]
 MethodName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$", max_length=255)]
 UpstreamName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]{0,62}$")]
-Switch = Literal["retry", "retryBudget", "retryThrottling", "admission", "attemptTimeout", "deadlines"]
+Ratio = Annotated[float, Field(gt=0, le=1)]
+Switch = Literal[
+    "retry", "retryBudget", "retryThrottling", "breaker", "admission", "attemptTimeout", "deadlines"
+]
 
 
 def _spelling(field_name: str) -> str:
@@ -127,6 +132,23 @@ class ThrottlingBlock(Block):
     token_ratio: Positive
 
 
+class BreakerBlock(Block):
+    """``relay.breaker``, and the ``breaker`` of an entry of ``relay.methods``."""
+
+    consecutive_failures: Annotated[int, Field(ge=1, le=1_000_000)] | None = _BREAKER.consecutive_failures
+    failure_ratio: Ratio | None = _BREAKER.failure_ratio
+    slow_ratio: Ratio = _BREAKER.slow_ratio
+    slow_call_s: PositiveDuration | None = _BREAKER.slow_call_s
+    stuck_call_s: PositiveDuration | None = _BREAKER.stuck_call_s
+    window_s: PositiveDuration = _BREAKER.window_s
+    min_calls: Annotated[int, Field(ge=1, le=1_000_000)] = _BREAKER.min_calls
+    open_s: PositiveDuration = Field(default=_BREAKER.open_s, alias="openTime")
+    probes: Annotated[int, Field(ge=1, le=1000)] = _BREAKER.probes
+    probe_successes: Annotated[int, Field(ge=1, le=1000)] = _BREAKER.probe_successes
+    probe_timeout_s: PositiveDuration = _BREAKER.probe_timeout_s
+    ramp_s: PositiveDuration | None = Field(default=_BREAKER.ramp_s, alias="rampTime")
+
+
 class MethodBlock(Block):
     """An entry of ``relay.methods``: what gRPC has no words for."""
 
@@ -140,6 +162,7 @@ class MethodBlock(Block):
     jitter: Literal["none", "full", "equal", "decorrelated"] = "full"
     replay_buffer_bytes: Annotated[int, Field(ge=0, le=64 * 1024 * 1024)] = _METHOD.replay_buffer_bytes
     max_message_bytes: Annotated[int, Field(ge=1, le=1024 * 1024 * 1024)] = _METHOD.max_message_bytes
+    breaker: BreakerBlock | None = None
 
 
 class UpstreamBlock(Block):
@@ -203,6 +226,7 @@ class RelayBlock(Block):
     routes: Annotated[list[RouteBlock], Field(max_length=10_000)] = []
     admission: AdmissionBlock = AdmissionBlock()
     retry_budget: BudgetBlock = BudgetBlock()
+    breaker: BreakerBlock = BreakerBlock()
     max_hops: Annotated[int, Field(ge=1, le=100)] = 3
     off: list[Switch] = []
 

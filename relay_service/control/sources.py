@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from relay_service.core.admission import AdmissionState
+from relay_service.core.breakers import BreakerView
 from relay_service.core.budget import BudgetState
 from relay_service.telemetry.metrics import CallTotals, MethodStats
 
@@ -43,6 +44,7 @@ class UpstreamStatus:
     disconnects: int = 0
     last_error: str = ""
     retry_budget: BudgetState = field(default_factory=lambda: BudgetState(0.0, 0.0, 0, 0))
+    breakers: Sequence[BreakerView] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from protos.relay.v1 import admin_pb2
 from relay_service.control.descriptors import UpstreamDescriptors
 from relay_service.control.sources import Health, QueueStatus, Stats, TelemetryStatus, UpstreamStatus
+from relay_service.core.breakers import BreakerView
 from relay_service.core.budget import BudgetState
 from relay_service.telemetry.metrics import CallTotals, MethodStats
 
@@ -117,6 +118,7 @@ def _upstream(upstream: UpstreamStatus, descriptors: UpstreamDescriptors | None)
         disconnects=upstream.disconnects,
         last_error=upstream.last_error,
         retry_budget=_retry_budget(upstream.retry_budget),
+        breakers=[_breaker(view) for view in upstream.breakers],
     )
     if descriptors is not None:
         message.reflection = descriptors.state.value
@@ -128,6 +130,26 @@ def _upstream(upstream: UpstreamStatus, descriptors: UpstreamDescriptors | None)
 def _retry_budget(budget: BudgetState) -> admin_pb2.RetryBudget:
     return admin_pb2.RetryBudget(
         tokens=budget.tokens, max_tokens=budget.max_tokens, granted=budget.granted, refused=budget.refused
+    )
+
+
+def _breaker(view: BreakerView) -> admin_pb2.Breaker:
+    status = view.status
+    return admin_pb2.Breaker(
+        methods=view.methods,
+        state=status.state.name,
+        share=status.share,
+        cause=status.cause.name if status.cause else "",
+        calls=status.calls,
+        failures=status.failures,
+        slow=status.slow,
+        consecutive_failures=status.consecutive_failures,
+        probes=status.probes,
+        opened=status.opened,
+        refused=status.refused,
+        probes_lost=status.probes_lost,
+        stuck=status.stuck,
+        late=status.late,
     )
 
 

@@ -14,6 +14,7 @@ from enum import Enum
 from random import Random
 
 from relay_service.core.backoff import Backoff
+from relay_service.core.breaker import CircuitBreaker, Outcome, Permit, Work
 from relay_service.core.budget import RetryGate
 from relay_service.core.evidence import (
     SETTLING_CODES,
@@ -34,6 +35,11 @@ from relay_service.core.verdict import Fate, Origin, Verdict
 @dataclass(frozen=True, slots=True)
 class Begin:
     """The call was admitted; a worker is there for its first attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerBegan:
+    """The upstream began to answer the attempt under way; its end is still to come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +86,9 @@ class Aborted:
     """When the caller should return; None says nothing about it."""
 
 
-Event = Begin | AttemptDone | BackoffElapsed | RetryRefused | DeadlinePassed | Cancelled | Aborted
+Event = (
+    Begin | AnswerBegan | AttemptDone | BackoffElapsed | RetryRefused | DeadlinePassed | Cancelled | Aborted
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +123,9 @@ class Finish:
 Action = StartAttempt | CancelAttempt | WaitBackoff | Finish
 Actions = tuple[Action, ...]
 
+DEADLINE_RACE_S = 0.02
+"""A client whose deadline passes resets its stream, and that may arrive just before our own timer fires."""
+
 
 class State(Enum):
     """Where a call stands."""
@@ -129,20 +140,23 @@ class Call:
     """Retries by evidence, within the budget and the deadline, and the verdict that follows.
 
     ``attempt_limit_s`` is None for calls whose attempts may last as long as the call (streams).
-    ``deadline`` is monotonic seconds or None. State: where the call stands, the attempts made, the worst
-    evidence so far, how the last attempt ended, and the verdict that waits for a cancelled attempt.
+    ``deadline`` is monotonic seconds or None. ``breaker`` is asked before each attempt; None lets all
+    through. State: where the call stands, the attempts made, the breaker's permit for the one under way,
+    the worst evidence so far, how the last attempt ended, and the verdict that waits for a cancelled attempt.
     """
 
     __slots__ = (
         "_attempt_limit_s",
         "_attempts",
         "_backoff",
+        "_breaker",
         "_deadline",
         "_evidence",
         "_gate",
         "_last",
         "_may_repeat",
         "_pending",
+        "_permit",
         "_retry",
         "_rng",
         "_safety",
@@ -161,6 +175,7 @@ class Call:
         gate: RetryGate,
         rng: Random,
         streaming: bool = False,
+        breaker: CircuitBreaker | None = None,
     ) -> None:
         self._retry = retry
         self._safety = safety
@@ -170,6 +185,8 @@ class Call:
         self._attempt_limit_s = attempt_limit_s
         self._gate = gate
         self._rng = rng
+        self._breaker = breaker
+        self._permit: Permit | None = None
         self._state = State.READY
         self._attempts = 0
         self._evidence = Evidence.NOT_SENT
@@ -206,12 +223,20 @@ class Call:
                 return (CancelAttempt(Code.DEADLINE_EXCEEDED if late else Code.CANCELLED),)
             case ((DeadlinePassed() | Cancelled() | Aborted()), _):
                 return self._stop(event)
+            case AnswerBegan(), State.ATTEMPTING:
+                if self._breaker is not None and self._permit is not None:
+                    self._breaker.answering(self._permit, now)
+                return ()
             case _:
                 return ()
 
     def _start(self, now: float) -> Actions:
         if self._is_past(now):
             return self._stop(DeadlinePassed())
+        if self._breaker is not None:
+            self._permit = self._breaker.enter(Work.STREAM if self._streaming else Work.CALL, now)
+            if self._permit is None:
+                return self._breaker_open(self._breaker, now)
         self._state = State.ATTEMPTING
         self._attempts += 1
         if self._attempts == 1:
@@ -226,10 +251,12 @@ class Call:
 
     def _attempt_done(self, done: AttemptDone, now: float) -> Actions:
         if done.code is Code.OK and done.delivery is Delivery.ANSWERED:
+            self._settle(Outcome.SUCCESS, now)
             self._gate.record(failed=False)
             self._evidence = Evidence.DEFINITE
             return self._finish(Code.OK, done.message, Origin.UPSTREAM, Fate.OK)
         judgement = self.judgement_of(done)
+        self._settle(self._says_of_upstream(done, judgement, now), now)
         settled = self._safety is Safety.KEYED and done.code in SETTLING_CODES
         if settled and judgement.evidence is Evidence.DEFINITE:
             self._evidence = Evidence.DEFINITE
@@ -241,6 +268,29 @@ class Call:
         if judgement.repeat is not Repeat.NEVER:
             self._gate.record(failed=True)
         return self._after_failure(done, judgement, now)
+
+    def _settle(self, outcome: Outcome, now: float) -> None:
+        if self._breaker is not None and self._permit is not None:
+            self._breaker.settle(self._permit, outcome, now)
+            self._permit = None
+
+    def _says_of_upstream(self, done: AttemptDone, judgement: Judgement, now: float) -> Outcome:
+        """What an attempt that did not succeed tells the breaker.
+
+        An attempt that was given up says nothing, unless its time was up: then it failed. An answer that
+        another attempt would not change is the caller's affair; and an upstream that sheds load
+        (RESOURCE_EXHAUSTED) works as much as it can, so that a breaker opening on it would turn some
+        goodput into none. A request too large to send says nothing.
+        """
+        match self._pending:
+            case Cancelled() if self._deadline is None or now < self._deadline - DEADLINE_RACE_S:
+                return Outcome.IGNORED
+            case Aborted():
+                return Outcome.IGNORED
+        if done.delivery is Delivery.NOT_SENT and judgement.repeat is Repeat.NEVER:
+            return Outcome.IGNORED
+        sheds = done.delivery is Delivery.ANSWERED and done.code is Code.RESOURCE_EXHAUSTED
+        return Outcome.SUCCESS if sheds or judgement.repeat is Repeat.NEVER else Outcome.FAILURE
 
     def judgement_of(self, done: AttemptDone) -> Judgement:
         """What this one attempt means, under this call's policy."""
@@ -259,6 +309,9 @@ class Call:
         delay_s = self._delay_s(done.pushback_s)
         if delay_s is None or self._is_past(now + delay_s):
             return self._give_up(Reason.RETRIES_EXHAUSTED)
+        if self._breaker is not None and self._breaker.wait_s(now) > delay_s:
+            # The retry would find it open: say so now, with its cost unspent.
+            return self._breaker_open(self._breaker, now)
         if not self._gate.allow_retry(now):
             return self._give_up(Reason.BUDGET_EXHAUSTED)
         self._state = State.BACKING_OFF
@@ -288,6 +341,22 @@ class Call:
             )
         origin = Origin.UPSTREAM if last.delivery is Delivery.ANSWERED else Origin.RELAY
         return self._finish(last.code, last.message, origin, Fate.ERROR, reason)
+
+    def _breaker_open(self, breaker: CircuitBreaker, now: float) -> Actions:
+        """End because no attempt may be made now; what an earlier one left open is worse and goes first."""
+        last, reason = self._last, Reason.BREAKER_OPEN
+        if last is not None and self._outcome_unknown:
+            return self._finish(
+                Code.UNKNOWN, _unknown(last.message), Origin.RELAY, Fate.ERROR, Reason.OUTCOME_UNKNOWN
+            )
+        return self._finish(
+            Code.UNAVAILABLE,
+            reason.meaning,
+            Origin.RELAY,
+            self._failure_fate,
+            reason,
+            pushback_s=breaker.pushback_s(now, self._rng),
+        )
 
     @property
     def _outcome_unknown(self) -> bool:

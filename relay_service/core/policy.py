@@ -115,6 +115,56 @@ class RetryThrottling:
 
 
 @dataclass(frozen=True, slots=True)
+class BreakerPolicy:
+    """When attempts stop because they keep failing, and how they begin again.
+
+    Each of the four limits may be None, which switches it off. A call that is stuck counts as a failure,
+    so ``stuck_call_s`` opens nothing by itself. Off altogether is a relay policy without breakers.
+    """
+
+    consecutive_failures: int | None = None
+    """Open after so many failures without a success between them."""
+    failure_ratio: float | None = 0.8
+    """Open when this share of the window's attempts failed."""
+    slow_ratio: float = 0.8
+    """Open when this share of the window's attempts took ``slow_call_s`` or longer."""
+    slow_call_s: float | None = None
+    stuck_call_s: float | None = None
+    """An attempt that has run for so long counts as failed now and not only when it ends."""
+    window_s: float = 10.0
+    """How far back both ratios look."""
+    min_calls: int = 20
+    """With fewer attempts in the window neither ratio says anything."""
+    open_s: float = 1.0
+    """How long nothing is let through before the upstream is probed."""
+    probes: int = 1
+    """Probes under way at once."""
+    probe_successes: int = 3
+    """Probes that must succeed before the breaker closes."""
+    probe_timeout_s: float = 10.0
+    """A probe without an outcome after so long is given up as lost, and the breaker opens again."""
+    ramp_s: float | None = 2.0
+    """How long the share of attempts let through grows after closing; None lets all through at once."""
+
+    def __post_init__(self) -> None:
+        if self.consecutive_failures is not None:
+            _at_least("consecutive_failures", self.consecutive_failures, 1)
+        for name in ("failure_ratio", "slow_ratio"):
+            ratio = getattr(self, name)
+            if ratio is not None and not 0 < ratio <= 1:
+                raise ValueError(f"{name} must be above 0 and at most 1, not {ratio}")
+        _positive_or_off("slow_call_s", self.slow_call_s)
+        _positive_or_off("stuck_call_s", self.stuck_call_s)
+        _positive("window_s", self.window_s)
+        _at_least("min_calls", self.min_calls, 1)
+        _positive("open_s", self.open_s)
+        _at_least("probes", self.probes, 1)
+        _at_least("probe_successes", self.probe_successes, 1)
+        _positive("probe_timeout_s", self.probe_timeout_s)
+        _positive_or_off("ramp_s", self.ramp_s)
+
+
+@dataclass(frozen=True, slots=True)
 class MethodPolicy:
     """What holds for the calls of one method."""
 
@@ -267,7 +317,8 @@ class RelayPolicy:
 
     ``methods`` is keyed as routes match: ``package.Service/Method``, ``package.Service`` or ``""`` (the
     default for all). The longest match wins as a whole; nothing is merged here. With one upstream and
-    no routes everything goes there.
+    no routes everything goes there. ``breakers`` is keyed likewise: the calls of one upstream that match
+    one pattern share a breaker, and a call that matches none has none.
 
     Both look-ups are two or three probes of a dict made once. They remember nothing, so no stream of
     made-up method names can make them grow.
@@ -280,6 +331,7 @@ class RelayPolicy:
     admission: AdmissionPolicy = AdmissionPolicy()
     budget: RetryBudgetPolicy | None = RetryBudgetPolicy()
     throttling: RetryThrottling | None = None
+    breakers: Mapping[str, BreakerPolicy] = field(default_factory=dict)
     max_hops: int = 3
     """Relays a call may pass through, this one included, before it is taken for a loop."""
     _default_method: MethodPolicy = field(init=False, repr=False, compare=False)
@@ -301,6 +353,7 @@ class RelayPolicy:
         # The only writes to a frozen value: its own copies and indexes, before anyone can see it.
         object.__setattr__(self, "upstreams", MappingProxyType(dict(self.upstreams)))
         object.__setattr__(self, "methods", MappingProxyType(dict(self.methods)))
+        object.__setattr__(self, "breakers", MappingProxyType(dict(self.breakers)))
         object.__setattr__(self, "_default_method", self.methods.get("", MethodPolicy()))
         object.__setattr__(self, "_upstream_by_pattern", MappingProxyType(by_pattern))
 
@@ -316,3 +369,11 @@ class RelayPolicy:
         """The name of the upstream ``package.Service/Method`` goes to; None when no route matches."""
         routes = self._upstream_by_pattern
         return routes.get(full_method) or routes.get(full_method.rpartition("/")[0]) or routes.get("")
+
+    def upstreams_of(self, pattern: str) -> frozenset[str]:
+        """The upstreams that calls matching ``pattern`` (as in ``methods``) may go to."""
+        if not pattern:
+            return frozenset(self.upstreams)
+        inside = {route.upstream for route in self.routes if route.pattern.startswith(f"{pattern}/")}
+        whole = self.route(pattern if "/" in pattern else f"{pattern}/")
+        return frozenset(inside | {whole} if whole else inside)

@@ -25,6 +25,7 @@ class Reason(Enum):
         "the call could not be answered in the time that its deadline leaves",
     )
     STREAM_LIMIT = Code.RESOURCE_EXHAUSTED, "as many streaming calls are open as the relay allows"
+    BREAKER_OPEN = Code.UNAVAILABLE, "the circuit breaker is open: attempts at the upstream keep failing"
     DEADLINE_PASSED = Code.DEADLINE_EXCEEDED, "the deadline passed before an answer came"
     RETRIES_EXHAUSTED = None, "no attempt succeeded and no further one is allowed"
     BUDGET_EXHAUSTED = None, "the retry budget is used up"

@@ -15,7 +15,9 @@ from protos.relay.v1.relay_pb2 import RelayRequest, RelayResponse
 from relay_service import contract
 from relay_service.core.evidence import Delivery, Safety
 from relay_service.core.policy import (
+    NO_RETRY,
     AdmissionPolicy,
+    BreakerPolicy,
     MethodPolicy,
     RelayPolicy,
     RetryPolicy,
@@ -97,6 +99,7 @@ class Bench:
         max_streams: int = 5,
         own_services: Mapping[str, Any] | None = None,
         routes: tuple[Route, ...] = (),
+        breakers: Mapping[str, BreakerPolicy] | None = None,
     ) -> None:
         self.clock = Clock()
         self.upstream = HandUpstream()
@@ -108,6 +111,7 @@ class Bench:
             routes,
             AdmissionPolicy(queue_capacity=queue_capacity, workers=workers, max_streams=max_streams),
             None,
+            breakers=breakers or {},
         )
         self.relay = Relay(
             self.policy,
@@ -312,6 +316,58 @@ def test_own_services_are_handed_over_even_while_draining_and_full() -> None:
     control.last.end(OK)
     assert reply.code is Code.OK
     assert bench.relay.in_flight == 0
+
+
+def failed_once(**rest: Any) -> Bench:
+    """A relay whose breaker has just been opened by one failed call to ``t.S/Unary``."""
+    breakers = {"": BreakerPolicy(consecutive_failures=1, open_s=10.0), "t.S/Other": BreakerPolicy()}
+    bench = Bench(MethodPolicy(retry=NO_RETRY), breakers=breakers, **rest)
+    call, _ = bench.call()
+    call.on_request_data(framed(b"x"), end=True)
+    bench.upstream.last.end(UNAVAILABLE)
+    return bench
+
+
+@pytest.mark.parametrize("method", ["t.S/Unary", "t.S/Stream"])
+def test_an_open_breaker_refuses_at_the_headers_and_says_when_to_return(method: str) -> None:
+    bench = failed_once()
+    reply = bench.refusal(method)
+    assert (reply.code, reason_of(reply), reply.headers) == (Code.UNAVAILABLE, "BREAKER_OPEN", None)
+    assert (reply.trailers[b"relay-outcome"], reply.trailers[b"relay-attempts"]) == (b"not-executed", b"0")
+    assert 10_000 <= int(reply.trailers[b"grpc-retry-pushback-ms"]) <= 16_000
+    assert len(bench.upstream.attempts) == 1
+    assert bench.relay.admission.streams == 0
+
+
+def test_a_method_with_a_breaker_of_its_own_is_not_held_up_by_the_upstreams() -> None:
+    bench = failed_once()
+    call, _ = bench.call("t.S/Other")
+    call.on_request_data(framed(b"x"), end=True)
+    assert len(bench.upstream.attempts) == 2
+
+
+def test_a_call_that_finds_the_breaker_open_when_it_is_whole_gives_its_worker_back() -> None:
+    bench = Bench(breakers={"": BreakerPolicy(consecutive_failures=1)}, workers=2, queue_capacity=1)
+    (first, _), (late, reply) = bench.call(), bench.call()
+    first.on_request_data(framed(b"x"), end=True)
+    bench.upstream.last.end(AttemptEnd(Delivery.UNANSWERED, Code.UNAVAILABLE, "reset"))
+    late.on_request_data(framed(b"x"), end=True)
+    assert (reply.code, reason_of(reply)) == (Code.UNAVAILABLE, "BREAKER_OPEN")
+    assert (bench.relay.admission.busy, bench.relay.in_flight, len(bench.upstream.attempts)) == (0, 0, 1)
+
+
+def test_a_stream_that_is_being_answered_is_all_the_proof_a_breaker_needs() -> None:
+    policy = BreakerPolicy(consecutive_failures=1, probe_successes=1, ramp_s=None)
+    bench = Bench(MethodPolicy(retry=NO_RETRY), breakers={"": policy})
+    bench.call("t.S/Stream")
+    bench.upstream.last.end(UNAVAILABLE)
+    bench.clock.now += policy.open_s
+    bench.call("t.S/Stream")
+    probe = bench.upstream.last
+    assert bench.refusal("t.S/Stream").code is Code.UNAVAILABLE, "one probe at a time"
+    probe.sink.on_response_headers(probe, ())
+    bench.call("t.S/Stream")
+    assert len(bench.upstream.attempts) == 3
 
 
 # Unary ----------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from relay_service.core.evidence import Safety
 from relay_service.core.policy import (
     WIDE_OPEN,
     AdmissionPolicy,
+    BreakerPolicy,
     MethodPolicy,
     RelayPolicy,
     RetryBudgetPolicy,
@@ -23,9 +24,13 @@ UPSTREAMS = {"upstream": UpstreamPolicy(target="127.0.0.1:1")}
 
 
 def policy(
-    method: MethodPolicy, admission: AdmissionPolicy = WIDE_OPEN, budget: RetryBudgetPolicy | None = None
+    method: MethodPolicy,
+    admission: AdmissionPolicy = WIDE_OPEN,
+    budget: RetryBudgetPolicy | None = None,
+    breaker: BreakerPolicy | None = None,
 ) -> RelayPolicy:
-    return RelayPolicy("simulated", UPSTREAMS, {"": method}, (), admission, budget)
+    breakers = {"": breaker} if breaker else {}
+    return RelayPolicy("simulated", UPSTREAMS, {"": method}, (), admission, budget, breakers=breakers)
 
 
 def a_run(seed: int) -> World:
@@ -48,6 +53,7 @@ def a_run(seed: int) -> World:
             ),
             AdmissionPolicy(queue_capacity=draw.randint(0, 10), workers=draw.randint(1, 5), max_streams=3),
             draw.choice([None, RetryBudgetPolicy(ratio=draw.uniform(0, 0.5), burst=draw.uniform(1, 5))]),
+            draw.choice([None, BreakerPolicy(consecutive_failures=draw.randint(1, 3), open_s=0.1)]),
         ),
         behaviour,
     )

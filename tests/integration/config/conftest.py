@@ -107,7 +107,14 @@ def sample_stats() -> admin_pb2.Stats:
     stats = admin_pb2.Stats(
         calls=admin_pb2.Calls(received=7, ok=4, errors=1, refused=2, by_reason={"QUEUE_FULL": 2}),
         methods=[admin_pb2.MethodStats(method="a.B/C", received=7, ok=4, retries=3)],
-        upstreams=[admin_pb2.Upstream(name="payments", target="127.0.0.1:1", state="READY")],
+        upstreams=[
+            admin_pb2.Upstream(
+                name="payments",
+                target="127.0.0.1:1",
+                state="READY",
+                breakers=[admin_pb2.Breaker(state="OPEN", calls=29, failures=28, cause="FAILURE_RATIO")],
+            )
+        ],
         queue=admin_pb2.Queue(length=1, capacity=100, workers_busy=5, workers=5),
     )
     stats.methods[0].latency_p99.FromMilliseconds(12)

@@ -177,6 +177,7 @@ class TestStats:
         assert result.exit_code == 0
         words = result.stdout.split()
         assert {"7", "a.B/C", "payments", "READY", "QUEUE_FULL", "1/100", "5/5", "12.0"} <= set(words)
+        assert {"Breakers", "OPEN", "28/29", "FAILURE_RATIO"} <= set(words)
 
     def test_json_is_one_line(self, cli: CliRunner, server: str) -> None:
         result = cli.invoke(app, ["stats", "-a", server, "--json"])

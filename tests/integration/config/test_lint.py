@@ -88,6 +88,21 @@ SUSPICIOUS = [
         "retry-lost",
         "methodConfig[0]",
     ),
+    (
+        {"relay": {"preset": "default", "breaker": {"failureRatio": None}}},
+        "breaker-never-opens",
+        "relay.breaker",
+    ),
+    (
+        {"relay": {"preset": "default", "breaker": {"slowCall": "5s"}}},
+        "breaker-limit-too-late",
+        "relay.breaker",
+    ),
+    (
+        everywhere(method(breaker={"probeTimeout": "2s"}), retryPolicy=retry()),
+        "breaker-probe-too-short",
+        "relay.methods[0].breaker",
+    ),
     ({"relay": ROUTED}, "upstream-unused", "relay.upstreams.b"),
     (
         {
@@ -129,6 +144,11 @@ def test_a_code_that_follows_the_effect_is_no_finding_where_a_repeat_is_harmless
     content = everywhere(
         method(safety="NO_SIDE_EFFECTS"), retryPolicy=retry(retryableStatusCodes=["INTERNAL"])
     )
+    assert findings(read_document(str(policy_file(content))), TARGET) == []
+
+
+def test_a_breaker_that_is_switched_off_is_no_finding(policy_file) -> None:
+    content = {"relay": {"preset": "default", "off": ["breaker"], "breaker": {"failureRatio": None}}}
     assert findings(read_document(str(policy_file(content))), TARGET) == []
 
 

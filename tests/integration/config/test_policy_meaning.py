@@ -14,6 +14,7 @@ from relay_service.core.policy import (
     NO_RETRY,
     WIDE_OPEN,
     AdmissionPolicy,
+    BreakerPolicy,
     Jitter,
     LimitKind,
     LimitPolicy,
@@ -60,6 +61,7 @@ def test_preset_default_retries_within_a_fifth_of_the_traffic() -> None:
     assert policy.method_policy("a.B/C") == MethodPolicy(retry=RetryPolicy())
     assert policy.budget == RetryBudgetPolicy(ratio=0.2, burst=10, floor_per_s=0)
     assert policy.admission == AdmissionPolicy()
+    assert policy.breakers == {"": BreakerPolicy()}
     assert policy.upstreams == {"upstream": UpstreamPolicy(TARGET)}
     assert policy.route("any.Service/Method") == "upstream"
 
@@ -70,6 +72,7 @@ def test_preset_textbook_has_four_attempts_full_jitter_and_nothing_that_bends_th
     assert (retry.max_attempts, retry.jitter, retry.retryable_codes) == (4, Jitter.FULL, {Code.UNAVAILABLE})
     assert policy.budget is None
     assert policy.throttling is None
+    assert policy.breakers == {}
     assert policy.admission.workers >= 1000
     assert policy.admission.queue_capacity >= 10_000
 
@@ -80,12 +83,19 @@ def test_preset_simple_has_a_queue_of_100_five_workers_and_attempts_of_5_s() -> 
     assert policy.method_policy("a.B/C").attempt_timeout_s == 5
 
 
+def test_preset_simple_opens_after_5_failures_in_a_row_for_60_s_and_closes_after_2_successes() -> None:
+    (breaker,) = load_policy("simple", TARGET).breakers.values()
+    assert (breaker.consecutive_failures, breaker.probe_successes, breaker.open_s) == (5, 2, 60)
+    assert (breaker.failure_ratio, breaker.slow_call_s, breaker.stuck_call_s, breaker.ramp_s) == (None,) * 4
+
+
 def test_preset_passthrough_switches_everything_off() -> None:
     policy = load_policy("passthrough", TARGET)
     method = policy.method_policy("a.B/C")
     assert method.retry == NO_RETRY
     assert (method.default_timeout_s, method.max_timeout_s, method.attempt_timeout_s) == (None, None, None)
     assert (policy.budget, policy.throttling, policy.admission) == (None, None, WIDE_OPEN)
+    assert policy.breakers == {}
 
 
 def test_preset_payments_demo_knows_which_payments_may_be_repeated() -> None:
@@ -213,10 +223,29 @@ def test_a_file_may_switch_on_again_what_its_preset_switched_off(loaded) -> None
     assert loaded({"relay": {"preset": "textbook", "off": []}}).budget == RetryBudgetPolicy()
 
 
+def test_an_entry_may_have_a_breaker_of_its_own_laid_over_the_upstreams(loaded) -> None:
+    policy = loaded(
+        {
+            "relay": {
+                "breaker": {"openTime": "7s", "minCalls": 9},
+                "methods": [
+                    {"name": [{"service": "a.B"}], "breaker": {"minCalls": 8, "rampTime": None}},
+                    {"name": [{"service": "a.B", "method": "C"}], "breaker": {}},
+                    {"name": [{"service": "a.B", "method": "D"}], "safety": "IDEMPOTENT"},
+                ],
+            }
+        }
+    )
+    service = BreakerPolicy(open_s=7, min_calls=8, ramp_s=None)
+    everything = {"": BreakerPolicy(open_s=7, min_calls=9), "a.B": service, "a.B/C": service}
+    assert policy.breakers == everything, "a.B/D shares that of its service"
+
+
 SWITCHES = {
     "retry": lambda policy: policy.method_policy("a.B/C").retry.max_attempts == 1,
     "retryBudget": lambda policy: policy.budget is None,
     "retryThrottling": lambda policy: policy.throttling is None,
+    "breaker": lambda policy: policy.breakers == {},
     "admission": lambda policy: policy.admission == WIDE_OPEN,
     "attemptTimeout": lambda policy: policy.method_policy("a.B/C").attempt_timeout_s is None,
     "deadlines": lambda policy: policy.method_policy("a.B/C").max_timeout_s is None,
@@ -309,6 +338,11 @@ class TestLookUp:
             (lambda: RetryBudgetPolicy(burst=0), "burst"),
             (lambda: RetryThrottling(0, 1), "max_tokens"),
             (lambda: RetryThrottling(1, 0), "token_ratio"),
+            (lambda: BreakerPolicy(consecutive_failures=0), "consecutive_failures"),
+            (lambda: BreakerPolicy(failure_ratio=0), "failure_ratio"),
+            (lambda: BreakerPolicy(slow_ratio=1.1), "slow_ratio"),
+            (lambda: BreakerPolicy(probes=0), "probes"),
+            (lambda: BreakerPolicy(ramp_s=0), "ramp_s"),
             (lambda: MethodPolicy(attempt_timeout_s=0), "attempt_timeout_s"),
             (lambda: MethodPolicy(default_timeout_s=float("nan")), "default_timeout_s"),
             (lambda: MethodPolicy(max_message_bytes=0), "max_message_bytes"),

@@ -30,8 +30,12 @@ CONTAINERS = {
     "relay.admission",
     "relay.admission.limit",
     "relay.retryBudget",
+    "relay.breaker",
 }
 """Fields that are documented by what they hold."""
+
+SAME_AS_ELSEWHERE = {"relay.methods[].breaker"}
+"""Fields that hold what is documented at another place."""
 
 
 def table_rows(page: str) -> Iterator[list[str]]:
@@ -53,7 +57,7 @@ def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str,
     for name, field in model.model_fields.items():
         path = f"{prefix}{field.alias or name}"
         yield path, name, field.default
-        if inner := nested_model(field.annotation):
+        if path not in SAME_AS_ELSEWHERE and (inner := nested_model(field.annotation)):
             many = (
                 "[]."
                 if "list[" in str(field.annotation)

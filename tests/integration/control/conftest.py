@@ -25,6 +25,8 @@ from relay_service.control.reflection_client import ReflectionLimits
 from relay_service.control.server import ControlPlane, ControlSettings
 from relay_service.control.sources import Health, QueueStatus, Stats, TelemetryStatus, UpstreamStatus
 from relay_service.core.admission import AdmissionState
+from relay_service.core.breaker import BreakerState, BreakerStatus, Trigger
+from relay_service.core.breakers import BreakerView
 from relay_service.core.budget import BudgetState
 from relay_service.core.criticality import Criticality
 from relay_service.telemetry.histogram import LogHistogram
@@ -133,6 +135,23 @@ def service_file(package: str, method: str = "Get", **fields: Any) -> FileDescri
     return file
 
 
+HALF_OPEN = BreakerStatus(
+    state=BreakerState.HALF_OPEN,
+    share=0.0,
+    cause=Trigger.PROBE_LOST,
+    calls=29,
+    failures=28,
+    slow=3,
+    consecutive_failures=27,
+    probes=1,
+    opened=6,
+    refused=12345,
+    probes_lost=2,
+    stuck=8,
+    late=9,
+)
+
+
 @dataclass
 class RelayState:
     """A relay as its control plane sees it; tests turn the knobs."""
@@ -178,7 +197,9 @@ class RelayState:
 
     def with_upstream(self, name: str, target: str, *, last_error: str = "") -> None:
         self.ready[name] = True
-        status = UpstreamStatus(name, target, "READY", 1, 3, 2, 1, last_error, BudgetState(7.5, 10.0, 4, 2))
+        budget = BudgetState(7.5, 10.0, 4, 2)
+        breaker = BreakerView(name, "a.B/C", HALF_OPEN)
+        status = UpstreamStatus(name, target, "READY", 1, 3, 2, 1, last_error, budget, [breaker])
         self.upstreams = (*self.upstreams, status)
 
     def with_calls(self, **counts: int) -> None:

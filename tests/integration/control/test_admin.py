@@ -70,6 +70,27 @@ async def test_upstreams_are_told_with_their_connections_budget_and_services(adm
     assert list(upstream.services) == [PAYMENTS]
 
 
+async def test_each_breaker_is_told_with_its_state_and_what_it_has_seen(admin) -> None:
+    (upstream,) = (await admin.GetStats(admin_pb2.GetStatsRequest(), timeout=10)).stats.upstreams
+    (breaker,) = upstream.breakers
+    told = {field.name: value for field, value in breaker.ListFields()}
+    assert told == {
+        "methods": "a.B/C",
+        "state": "HALF_OPEN",
+        "cause": "PROBE_LOST",
+        "calls": 29,
+        "failures": 28,
+        "slow": 3,
+        "consecutive_failures": 27,
+        "probes": 1,
+        "opened": 6,
+        "refused": 12345,
+        "probes_lost": 2,
+        "stuck": 8,
+        "late": 9,
+    }
+
+
 async def test_a_prefix_limits_the_methods_and_nothing_else(admin) -> None:
     stats = (await admin.GetStats(admin_pb2.GetStatsRequest(method_prefix="d."), timeout=10)).stats
     assert [method.method for method in stats.methods] == ["d.E/F"]

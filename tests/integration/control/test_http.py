@@ -107,6 +107,10 @@ async def test_the_page_shows_every_section_and_needs_nothing_from_elsewhere(
         "up 1 min 1 s",
         "7.5 of 10",
         "of them SHEDDABLE",
+        "HALF_OPEN",
+        "28 of 29",
+        "12,345",
+        "lease ran out",
     ):
         assert shown in page, shown
     for link in ("/metrics", "/healthz", "/readyz"):
@@ -136,6 +140,7 @@ async def test_the_page_of_a_relay_that_has_done_nothing_is_whole(serve, get, re
     page = await (await get(await serve(), "/")).text()
     assert "no upstream is configured" in page
     assert "none configured" in page
+    assert "none in the policy" in page
     assert "refused nothing" in page
 
 

@@ -7,10 +7,15 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from relay_service.core.admission import Admission, Demand
+from relay_service.core.breaker import BreakerState, Outcome, Work
+from relay_service.core.breakers import Breakers
 from relay_service.core.criticality import Criticality
-from relay_service.core.policy import AdmissionPolicy
+from relay_service.core.policy import AdmissionPolicy, BreakerPolicy, RelayPolicy, UpstreamPolicy
 from relay_service.core.reason import Reason
+from relay_service.telemetry.breakers import BreakerCollector
 from relay_service.telemetry.exposition import AdmissionCollector
+
+STATES = [state.value for state in BreakerState]
 
 
 def _samples(families) -> dict[tuple, float]:
@@ -101,6 +106,25 @@ def test_snapshot_and_text_agree(telemetry, calls) -> None:
     assert (totals.received, totals.ok, totals.refused, totals.in_flight) == (4, 2, 1, 1)
     assert totals.by_reason == {Reason.QUEUE_FULL.name: 1}
     assert replace(totals, received=0) != totals
+
+
+def test_breakers_are_shown_with_one_series_for_each_state(make_telemetry) -> None:
+    breakers = Breakers(
+        RelayPolicy("p", {"u": UpstreamPolicy("h:1")}, breakers={"": BreakerPolicy(consecutive_failures=1)}),
+        0.0,
+    )
+    breaker = breakers.guarding("u", "a.B/C")
+    breaker.settle(breaker.enter(Work.CALL, 0.0), Outcome.FAILURE, 0.0)
+    assert breaker.refuses(0.5)
+    telemetry = make_telemetry()
+    telemetry.registry.register(BreakerCollector(lambda: breakers.views(0.5)))
+    samples = _samples(parse_text(telemetry.prometheus_text()[1].decode()))
+    own = (("methods", ""), ("upstream", "u"))
+    states = {name: samples["relay_breaker_state", own[0], ("state", name), own[1]] for name in STATES}
+    assert states == {"closed": 0, "open": 1, "half_open": 0}
+    assert samples["relay_breaker_share_ratio", *own] == 0
+    assert samples["relay_breaker_opened_total", *own] == 1
+    assert samples["relay_breaker_refused_total", *own] == 1
 
 
 def test_the_queue_is_shown_by_class(telemetry) -> None:

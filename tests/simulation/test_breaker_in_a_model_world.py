@@ -1,0 +1,12 @@
+"""A relay with a breaker before an upstream that fails in every way, over many seeds."""
+
+import pytest
+from breaker_checks import CHECKS
+
+SEEDS = 20
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_the_promise_holds_for_every_seed(name: str) -> None:
+    for seed in range(SEEDS):
+        CHECKS[name](seed)
