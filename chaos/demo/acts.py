@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -21,9 +22,11 @@ CHARGE_METHOD = f"{PAYMENT_SERVICE}/Charge"
 CALL_TIMEOUT_S = 8.0
 """Longer than three backoffs of the textbook policy, so that no deadline bends the theory."""
 TEXTBOOK_ATTEMPTS = 4
+BUDGET_ONLY = str(Path(__file__).with_name("budget-only.json"))
+"""The preset ``default`` without its breaker: one thing changes at a time."""
 BUDGET_RATIO = 0.2
 BUDGET_BURST = 10
-"""Of the preset ``default``."""
+"""Of the policy `BUDGET_ONLY`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +74,8 @@ class FailingLoad:
 NO_PATTERNS = FailingLoad("no-patterns", "no patterns, 30 % failing", "passthrough", 0.3, 250, 5)
 TEXTBOOK_30 = FailingLoad("textbook-30", "textbook retries, 30 % failing", "textbook", 0.3, 330, 15.8)
 TEXTBOOK_80 = FailingLoad("textbook-80", "textbook retries, 80 % failing", "textbook", 0.8, 170, 7)
-BUDGET_30 = FailingLoad("budget-30", "with a 20 % budget, 30 % failing", "default", 0.3, 250, 5)
-BUDGET_80 = FailingLoad("budget-80", "with a 20 % budget, 80 % failing", "default", 0.8, 170, 4.5)
+BUDGET_30 = FailingLoad("budget-30", "with a 20 % budget, 30 % failing", BUDGET_ONLY, 0.3, 250, 5)
+BUDGET_80 = FailingLoad("budget-80", "with a 20 % budget, 80 % failing", BUDGET_ONLY, 0.8, 170, 4.5)
 
 ANSWERS_ARE_SLOW = NetworkFault("slow-answers", "answers take 40 ms", "latency", {"latency": 40})
 CONNECTIONS_RESET = Pulses(NetworkFault("resets", "connections reset", "reset_peer"), every_s=1.1, on_s=0.06)
@@ -303,8 +306,8 @@ ACTS = (
         "retries",
         "Retries, and what they cost",
         "Four attempts with full jitter and no limit on retries (preset textbook): success is 1 - p^4, "
-        "and the failing service pays for it with 1 + p + p^2 + p^3 times the load. Then the preset "
-        "default, whose retry budget bounds that load and so gives up some success.",
+        "and the failing service pays for it with 1 + p + p^2 + p^3 times the load. Then a retry "
+        "budget bounds that load and so gives up some success (preset default, its breaker off).",
         play_retries,
     ),
     Act(

@@ -94,6 +94,8 @@ async def h2spec(address: str, directory: Path) -> Report:
     command = [
         H2SPEC.find_or_skip(),
         "--strict",
+        "--timeout",
+        "4",
         "--host",
         host,
         "--port",
