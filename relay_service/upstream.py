@@ -13,6 +13,7 @@ import logging
 import random
 import ssl
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -23,6 +24,7 @@ from relay_service.wire.client import ClientConnection, ClientState
 from relay_service.wire.client_stream import ClientStream
 from relay_service.wire.connection import ConnectionSettings
 from relay_service.wire.dial import Target, dial
+from relay_service.wire.guarded import guarded
 from relay_service.wire.heads import RequestTemplate
 from relay_service.wire.liveness import LivenessSettings
 
@@ -52,6 +54,9 @@ class UpstreamSettings:
     connections: int = 2
     connections_spare: int = 2
     """Further ones while some are silent or leaving."""
+    connections_max: int = 16
+    """All there may be. When those above all rest or leave, held open by streams of theirs, others take
+    their place up to this, so that new attempts never depend on a connection that cannot be questioned."""
     waiting_max: int = 1_000
     """Attempts that wait for a connection, or for the upstream to allow another stream."""
     connect_timeout_s: float = 1.0
@@ -118,7 +123,7 @@ class Upstream:
         self._dialled = 0
         self._backoff_s = self._settings.backoff_initial_s
         self._backoff_timer: TimerHandle | None = None
-        self._waiting: dict[ClientStream, None] = {}
+        self._waiting: OrderedDict[ClientStream, None] = OrderedDict()
         self._closed = False
         self._on_connected = on_connected
         self._away_since: float | None = clock()
@@ -131,9 +136,9 @@ class Upstream:
         self.counters.attempts += 1
         deadline = None if timeout_s is None else self._clock() + timeout_s
         stream = ClientStream(self, method, metadata, deadline, sink)
-        connection = self._choose()
-        if connection is not None and connection.open_stream(stream):
-            return stream
+        while (connection := self._choose()) is not None:
+            if connection.open_stream(stream):
+                return stream
         state = self.state
         if state in (UpstreamState.CONNECTING, UpstreamState.READY):
             if len(self._waiting) < self._settings.waiting_max:
@@ -230,15 +235,16 @@ class Upstream:
             connection = self._choose()
             if connection is None:
                 return
-            stream = next(iter(waiting))
-            if connection.open_stream(stream):
-                del waiting[stream]
+            stream, _ = waiting.popitem(last=False)
+            if not connection.open_stream(stream):
+                waiting[stream] = None
+                waiting.move_to_end(stream, last=False)
 
     def _fail_waiting(self, reason: str) -> None:
-        waiting, self._waiting = self._waiting, {}
+        waiting, self._waiting = self._waiting, OrderedDict()
         for stream in waiting:
             self.counters.attempts_unsent += 1
-            stream.on_lost(Delivery.NOT_SENT, reason)
+            guarded(stream.on_lost, Delivery.NOT_SENT, reason)
 
     def _why_away(self, state: UpstreamState) -> str:
         if state is UpstreamState.CLOSED:
@@ -294,14 +300,28 @@ class Upstream:
             return
         settings = self._settings
         if self._backoff_timer is None:
-            missing = settings.connections - len(self._usable) - len(self._dials)
-            room = settings.connections + settings.connections_spare - len(self._live) - len(self._dials)
-            for _ in range(min(missing, room)):
+            for _ in range(self._dials_wanted()):
                 task = asyncio.get_running_loop().create_task(self._dial(), name=f"dial {self.name}")
                 self._dials.add(task)
                 task.add_done_callback(self._dials.discard)
         if len(self._usable) > settings.connections:
             min(self._usable, key=lambda connection: len(connection.streams)).retire()
+        elif self._usable and len(self._live) > settings.connections + settings.connections_spare:
+            self._retire_resting()
+
+    def _dials_wanted(self) -> int:
+        settings = self._settings
+        taken = len(self._live) + len(self._dials)
+        missing = settings.connections - len(self._usable) - len(self._dials)
+        wanted = min(missing, settings.connections + settings.connections_spare - taken)
+        if wanted < 1 and not self._usable and not self._dials and taken < settings.connections_max:
+            return 1
+        return wanted
+
+    def _retire_resting(self) -> None:
+        """They have a successor: let them go with their last streams."""
+        for connection in [c for c in self._live if c.state is ClientState.RESTING]:
+            connection.retire()
 
     async def _dial(self) -> None:
         self._dialled += 1
@@ -310,7 +330,7 @@ class Upstream:
             connection = await dial(
                 self._target, self._make_connection, settings.connect_timeout_s, self._tls, turn=self._dialled
             )
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # UnicodeError: a host name that cannot be one
             self._on_dial_failed(error)
             return
         self._dials.discard(_current_task())
@@ -321,9 +341,9 @@ class Upstream:
         self._live[connection] = self._clock()
         self._settle()
         if self._on_connected is not None:
-            self._on_connected()
+            guarded(self._on_connected)
 
-    def _on_dial_failed(self, error: OSError) -> None:
+    def _on_dial_failed(self, error: Exception) -> None:
         self._dials.discard(_current_task())
         self.counters.connect_failures += 1
         self.counters.last_error = f"cannot connect to {self.target}: {error}"

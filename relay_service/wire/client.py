@@ -5,6 +5,7 @@ Evidence must be exact, so the engine may never hold a stream's HEADERS back by 
 """
 
 import asyncio
+import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from enum import Enum, auto
@@ -15,6 +16,7 @@ from relay_service.ports import TimerHandle, Timers
 from relay_service.wire import h2, heads
 from relay_service.wire.client_stream import ClientStream
 from relay_service.wire.connection import Connection, ConnectionSettings
+from relay_service.wire.guarded import guarded
 from relay_service.wire.liveness import Liveness, LivenessSettings, Step
 
 STREAMS_UNLIMITED = 2**31 - 1
@@ -53,6 +55,7 @@ class ClientConnection(Connection):
         "_owner",
         "_submitted_id",
         "_template",
+        "_uploaded_at",
         "_watch",
         "_written_id",
         "ended",
@@ -60,6 +63,7 @@ class ClientConnection(Connection):
         "state",
         "streams",
         "streams_max",
+        "upload_bytes",
     )
 
     def __init__(
@@ -91,6 +95,9 @@ class ClientConnection(Connection):
         """... and the highest whose HEADERS were given to the transport."""
         self._lost_reason = ""
         self._liveness = Liveness(liveness)
+        self.upload_bytes = liveness.upload_bytes
+        self._uploaded_at = -math.inf
+        """When a stream last was in the middle of a large upload."""
         self._watch: TimerHandle | None = None
         self._asked_at = 0.0
         """When a stream was opened on the idle connection. While it is later than `heard_at`, an answer is
@@ -104,20 +111,28 @@ class ClientConnection(Connection):
         return len(self.streams) < self.streams_max
 
     def open_stream(self, stream: ClientStream) -> bool:
-        """Send the attempt's headers. False when the connection can open no more streams and retires."""
+        """Send the attempt's headers; a request that cannot be sent ends its attempt, a little later.
+
+        False when it is the connection that can open no more streams: it has no room and retires. Nothing
+        is ended, nobody told and nothing raised from inside this call.
+        """
         now = self.clock()
         timeout_s = None if stream.deadline is None else stream.deadline - now
-        headers = self._template.headers(stream.method, stream.metadata, timeout_s)
         try:
+            headers = self._template.headers(stream.method, stream.metadata, timeout_s)
             stream_id = self.engine.send_request(headers)
-        except h2.EngineError:  # shutting down, or out of stream ids
-            self.retire()
+        except h2.USED_UP:
+            self.streams_max = 0
+            self.loop.call_soon(self.retire)
             return False
+        except (h2.EngineError, ValueError) as error:  # ValueError: a method that is not ASCII
+            self.loop.call_soon(stream.on_unsendable, error)
+            return True
         if not self.streams and self._asked_at <= self.heard_at:
             self._asked_at = now
         self.streams[stream_id] = stream
         self._submitted_id = stream_id
-        stream.bind(self, stream_id)
+        stream.bind(self, stream_id, now)
         if self._watch is None:
             self._watch = self.timers.call_at(now + self._liveness.settings.silence_s, self._on_watch, None)
         if not self.flush_due:
@@ -156,7 +171,7 @@ class ClientConnection(Connection):
         for stream in streams.values():
             stream.outstanding_bytes = 0
             delivery = self.delivery_unanswered(stream)
-            stream.on_lost(delivery, f"connection to {self.peer} lost: {reason}")
+            guarded(stream.on_lost, delivery, f"connection to {self.peer} lost: {reason}")
 
     @property
     def lost_reason(self) -> str:
@@ -182,7 +197,9 @@ class ClientConnection(Connection):
             return
         now = self.clock()
         silent_since = max(self.heard_at, self._asked_at)
-        step, again_at = self._liveness.check(self.heard_at, silent_since, now, uploading=self._uploading)
+        step, again_at = self._liveness.check(
+            self.heard_at, silent_since, now, uploading=self._is_uploading(now)
+        )
         match step:
             case Step.WAIT:
                 pass
@@ -199,14 +216,27 @@ class ClientConnection(Connection):
                 return
         self._watch = self.timers.call_at(again_at, self._on_watch, None)
 
-    @property
-    def _uploading(self) -> bool:
-        """Whether much of what we sent may still be on its way, or waits for the peer's window."""
-        upload_bytes = self._liveness.settings.upload_bytes
+    def note_upload(self, stream: ClientStream) -> None:
+        """The stream sent `upload_bytes` more: in a short time they are a large upload."""
+        now = self.clock()
+        if now - stream.marked_at <= self._liveness.settings.upload_recent_s:
+            self._uploaded_at = now
+        stream.marked_at = now
+        stream.sent_bytes = 0
+
+    def _is_uploading(self, now: float) -> bool:
+        """Whether much of what we sent may still be on its way, or waits for the peer's window.
+
+        To have heard from the peer since does not mean that it arrived: window updates for old data come
+        while megabytes are still in the buffers of a slow way. Hence the look at the last seconds. It is
+        one at single streams, for many small calls are no upload and a dead connection must not hide
+        behind them.
+        """
+        if self.engine.queued_body_size() > 0:
+            self._uploaded_at = now
         return (
-            self.bytes_sent - self.bytes_sent_when_heard > upload_bytes
-            or self.engine.queued_body_size() > 0
-            or any(stream.sent_bytes > upload_bytes for stream in self.streams.values())
+            now - self._uploaded_at <= self._liveness.settings.upload_recent_s
+            or self.bytes_sent - self.bytes_sent_when_heard > self.upload_bytes
         )
 
     def _on_work(self) -> None:
@@ -256,12 +286,14 @@ class ClientConnection(Connection):
             return
         if self._clogged:
             self.forget_queue(stream_id)
-        if not stream.over:
-            stream.on_closed(error_code, local_error)
-        if self.state is ClientState.RETIRED:
-            self._close_when_done()
-        else:
-            self._owner.on_slot_free(self)
+        try:
+            if not stream.over:
+                stream.on_closed(error_code, local_error)
+        finally:
+            if self.state is ClientState.RETIRED:
+                self._close_when_done()
+            else:
+                self._owner.on_slot_free(self)
 
     def _on_other(self, event: Any) -> None:
         kind = type(event)
@@ -311,4 +343,4 @@ class ClientConnection(Connection):
     def _fail_stream(self, stream_id: int) -> None:
         stream = self.streams.get(stream_id)
         if stream is not None:
-            stream.cancel()
+            guarded(stream.fail)

@@ -58,6 +58,7 @@ class ClientStream:
         "connection",
         "deadline",
         "id",
+        "marked_at",
         "metadata",
         "method",
         "outstanding_bytes",
@@ -84,7 +85,8 @@ class ClientStream:
         self._delivery = Delivery.NOT_SENT
         """What is known once it is over."""
         self.sent_bytes = 0
-        """Request bytes given to `send_data`."""
+        """Request bytes given to `send_data` since ``marked_at``: both tell an upload from a trickle."""
+        self.marked_at = 0.0
         self._queued: list[bytes] = []
         self._queued_bytes = 0
         self._request_ended = False
@@ -104,6 +106,8 @@ class ClientStream:
                 self._queued.append(data)
                 self._queued_bytes += len(data)
             return
+        if self.sent_bytes > connection.upload_bytes:
+            connection.note_upload(self)
         try:
             connection.engine.send_data(self.id, data, end_stream=end)
         except h2.EngineError:  # reset or lost; the event that says so is on its way
@@ -150,10 +154,11 @@ class ClientStream:
 
     # -- driven by the connection ------------------------------------------------------------------------
 
-    def bind(self, connection: "ClientConnection", stream_id: int) -> None:
+    def bind(self, connection: "ClientConnection", stream_id: int, now: float) -> None:
         """The headers are with the engine; what was sent meanwhile follows them."""
         self.connection = connection
         self.id = stream_id
+        self.marked_at = now
         engine = connection.engine
         if self._queued:
             for data in self._queued:
@@ -161,6 +166,8 @@ class ClientStream:
             self._queued.clear()
             self._queued_bytes = 0
             connection.note_queued(self)
+            if self.sent_bytes > connection.upload_bytes:
+                connection.note_upload(self)
         if self._request_ended:
             engine.end_stream(stream_id)
 
@@ -209,10 +216,10 @@ class ClientStream:
 
     def on_closed(self, error_code: int, local_error: Exception | None) -> None:
         """The engine closed the stream, and the upstream had not ended it."""
-        if local_error is not None:
-            end = AttemptEnd(
-                Delivery.NOT_SENT, Code.RESOURCE_EXHAUSTED, f"request not sendable: {local_error}"
-            )
+        if isinstance(local_error, h2.USED_UP):
+            end = AttemptEnd(Delivery.NOT_SENT, Code.UNAVAILABLE, f"the connection takes none: {local_error}")
+        elif local_error is not None:
+            end = _unsendable(local_error)
         elif error_code == h2.ErrorCode.REFUSED_STREAM and not self._responding:
             end = AttemptEnd(
                 Delivery.NOT_SENT, Code.UNAVAILABLE, "the upstream went away before this stream (GOAWAY)"
@@ -230,6 +237,21 @@ class ClientStream:
         """There is no connection, or no more."""
         if not self.over:
             self._end(AttemptEnd(delivery, Code.UNAVAILABLE, message))
+
+    def on_unsendable(self, error: Exception) -> None:
+        """No connection can carry this request; another try would end the same."""
+        if not self.over:
+            self._end(_unsendable(error))
+
+    def fail(self) -> None:
+        """The relay's own code failed amid the answer: give the stream up and end the attempt."""
+        connection = self.connection
+        if self.over or connection is None:
+            return
+        connection.reset_stream(self, h2.ErrorCode.CANCEL)
+        self._end(
+            AttemptEnd(Delivery.UNANSWERED, Code.INTERNAL, "the relay failed to handle the upstream's answer")
+        )
 
     def on_drained(self) -> None:
         """The queue fell below the low-water mark."""
@@ -255,3 +277,7 @@ class ClientStream:
     def _drop_outstanding(self) -> None:
         if self.connection is not None:
             self.connection.release(self)
+
+
+def _unsendable(error: Exception) -> AttemptEnd:
+    return AttemptEnd(Delivery.NOT_SENT, Code.RESOURCE_EXHAUSTED, f"the request cannot be sent: {error}")

@@ -49,13 +49,20 @@ _PERCENT = tuple(
 )
 
 
+MESSAGE_BYTES_MAX = 4 * 1024
+"""Longest message sent, before its encoding makes it up to three times as long: many clients take no more
+than 8 or 16 KiB of trailers in all."""
+
+
 def encode_message(message: str) -> bytes:
-    """The value of ``grpc-message``: UTF-8, percent-encoded but for printable ASCII.
+    """The value of ``grpc-message``: UTF-8 cut at 4 KiB, percent-encoded but for printable ASCII.
 
     A space at either end is encoded too, although gRPC would not ask for it: HTTP/2 forbids field
     values that begin or end with one (RFC 9113 section 8.2.1).
     """
     raw = message.encode("utf-8", "replace")
+    if len(raw) > MESSAGE_BYTES_MAX:
+        raw = raw[:MESSAGE_BYTES_MAX].decode("utf-8", "ignore").encode("utf-8")
     plain = message.isascii() and message.isprintable() and "%" not in message
     if not plain:
         raw = b"".join([_PERCENT[byte] for byte in raw])

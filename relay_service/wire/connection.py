@@ -18,6 +18,7 @@ from typing import Any, Protocol, cast
 
 from relay_service.ports import TimerHandle, Timers
 from relay_service.wire import h2
+from relay_service.wire.guarded import guarded
 from relay_service.wire.sockets import agreed_on_h2, keep_alive
 
 logger = logging.getLogger(__name__)
@@ -373,8 +374,8 @@ class Connection(asyncio.Protocol):
         ]
         for stream in drained:
             # A callback of another one may have ended this stream meanwhile.
-            if self._clogged.pop(stream.id, None) is not None:
-                stream.on_drained()
+            if self._clogged.pop(stream.id, None) is not None and not guarded(stream.on_drained):
+                self._fail_stream(stream.id)
 
     def forget_queue(self, stream_id: int) -> None:
         """The stream is closed: nobody waits for its queue any more."""

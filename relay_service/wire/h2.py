@@ -13,17 +13,21 @@ Two of its habits shape the callers:
 """
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ngh2 import (
     Configuration,
     ConnectionClosed,
+    ConnectionClosingError,
+    ConnectionStateError,
     DataReceived,
     DenialOfServiceError,
     ErrorCode,
     Event,
     GoAwayReceived,
     InformationalResponseReceived,
+    NoAvailableStreamIDError,
     PingAcknowledged,
     PingReceived,
     RequestReceived,
@@ -40,6 +44,9 @@ from ngh2 import Connection as Engine
 from ngh2 import NGH2Error as EngineError
 
 __all__ = [
+    "ALPN",
+    "FRAME_BYTES_MAX",
+    "USED_UP",
     "ConnectionClosed",
     "DataReceived",
     "DenialOfServiceError",
@@ -63,8 +70,13 @@ __all__ = [
     "client_engine",
     "error_name",
     "goaway_frame",
+    "header_block_bytes",
     "server_engine",
 ]
+
+USED_UP = (ConnectionClosingError, ConnectionStateError, NoAvailableStreamIDError)
+"""What `Engine.send_request` raises, and a stream closed unsent carries, when the connection can open no
+more streams; any other error lies with the request."""
 
 ALPN = "h2"
 """The protocol that TLS must have agreed on (RFC 9113 section 3.2)."""
@@ -93,6 +105,8 @@ class Limits:
     an HPACK bomb is small on the wire only."""
     header_list_advertised_bytes: int = 32 * 1024
     """What peers are told (SETTINGS_MAX_HEADER_LIST_SIZE); the well-behaved refuse larger calls then."""
+    header_block_sent_bytes: int = 128 * 1024
+    """Largest header block we send; the engine closes a stream whose block is larger, unsent."""
     header_fields: int = 256
     continuations: int = 8
     """CONTINUATION frames after one HEADERS frame."""
@@ -121,7 +135,7 @@ def _configuration(limits: Limits) -> Configuration:
         max_continuations=limits.continuations,
         max_inbound_header_list_size=limits.header_list_bytes,
         max_inbound_header_count=limits.header_fields,
-        max_send_header_block_length=2 * limits.header_list_bytes,
+        max_send_header_block_length=limits.header_block_sent_bytes,
     )
 
 
@@ -153,6 +167,11 @@ def client_engine(limits: Limits) -> Engine:
     )
     engine.set_local_window_size(limits.connection_window_bytes)
     return engine
+
+
+def header_block_bytes(headers: Iterable[tuple[bytes, bytes]]) -> int:
+    """At most so many bytes the headers take on the wire, compressed as badly as can be (RFC 7541)."""
+    return 12 + sum([12 + len(name) + len(value) for name, value in headers])
 
 
 def goaway_frame(last_stream_id: int, error_code: int, debug: bytes = b"") -> bytes:

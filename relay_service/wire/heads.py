@@ -5,6 +5,7 @@ Source: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md. Pure fun
 """
 
 from relay_service.core.evidence import Delivery
+from relay_service.core.names import is_method_name
 from relay_service.core.status import Code
 from relay_service.ports import AttemptEnd, Headers
 from relay_service.wire.codec import decode_message, decode_timeout, encode_message, encode_timeout
@@ -106,10 +107,16 @@ def _timeout(value: bytes) -> float:
 
 
 def _method(path: bytes) -> str:
-    service, _, method = path[1:].partition(b"/")
-    if path[:1] != b"/" or not service or not method or b"/" in method or not path.isascii():
+    method = method_of_path(path)
+    if method is None:
         raise MalformedCallError(Code.UNIMPLEMENTED, f"malformed method name: {path[:256]!r}")
-    return path[1:].decode("ascii")
+    return method
+
+
+def method_of_path(path: bytes) -> str | None:
+    """``package.Service/Method`` for ``/package.Service/Method``, None for a path that names no method."""
+    name = path.decode("latin-1")
+    return name[1:] if name.startswith("/") and is_method_name(name[1:]) else None
 
 
 def _is_grpc(content_type: bytes) -> bool:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 from relay_service.ports import CallHandler, Timers
 from relay_service.wire.connection import ConnectionSettings
+from relay_service.wire.departures import DepartureSettings
 from relay_service.wire.server import ServerConnection, ServerCounters
-from relay_service.wire.sockets import address_text
+from relay_service.wire.sockets import SocketFile, address_text
 
 ABORT_TIMEOUT_S = 1.0
 """From dropping the last connections to hearing of their end."""
@@ -24,6 +25,7 @@ class ListenerSettings:
     """Bounds of the callers' side."""
 
     connection: ConnectionSettings = field(default_factory=_patient)
+    departures: DepartureSettings = field(default_factory=DepartureSettings)
     connections_max: int = 10_000
     backlog: int = 1_024
     """Connections that the kernel completes before we accept them."""
@@ -32,8 +34,8 @@ class ListenerSettings:
 class Listener:
     """Accepts callers and drives ``handler`` with their calls.
 
-    State: the sockets listened on, and the connections open. ``start`` may be called for several
-    addresses. Everything happens on the loop it was started on.
+    State: the sockets listened on and their files, the connections open, and whether it was closed.
+    ``start`` may be called for several addresses. Everything happens on the loop it was started on.
     """
 
     def __init__(
@@ -48,6 +50,8 @@ class Listener:
         self._settings = settings or ListenerSettings()
         self._clock = clock
         self._servers: list[asyncio.Server] = []
+        self._socket_files: list[SocketFile] = []
+        self._closed = False
         self._connections: set[ServerConnection] = set()
         self._nobody_left: asyncio.Event = asyncio.Event()
         self.counters = ServerCounters()
@@ -69,6 +73,7 @@ class Listener:
             self._make_connection, path, backlog=self._settings.backlog, ssl=tls
         )
         self._servers.append(server)
+        self._socket_files.append(SocketFile(path))
         return address_text(path)
 
     @property
@@ -87,16 +92,20 @@ class Listener:
         return sum(len(connection.streams) for connection in self._connections)
 
     def stop_accepting(self) -> None:
-        """Close the listening sockets; connections stay."""
+        """Close the listening sockets and remove the files of Unix ones; connections stay."""
         servers, self._servers = self._servers, []
         for server in servers:
             server.close()
+        files, self._socket_files = self._socket_files, []
+        for file in files:
+            file.remove()
 
     async def close(self, grace_s: float) -> None:
         """Stop accepting, tell all callers to go elsewhere, wait for their calls, then drop what is left.
 
         Returns after ``grace_s`` plus at most `ABORT_TIMEOUT_S`. Calls dropped hear `on_cancelled`.
         """
+        self._closed = True
         self.stop_accepting()
         for connection in list(self._connections):
             connection.drain()
@@ -120,6 +129,7 @@ class Listener:
             self,
             self._handler,
             settings=self._settings.connection,
+            departures=self._settings.departures,
             loop=loop,
             timers=self._timers,
             clock=self._clock,
@@ -128,8 +138,11 @@ class Listener:
     # -- ServerConnectionOwner ---------------------------------------------------------------------------
 
     def on_connection_made(self, connection: ServerConnection) -> bool:
-        """Whether it may stay: there is a bound on connections."""
-        if len(self._connections) >= self._settings.connections_max:
+        """Whether it may stay: there is a bound on connections, and an end to accepting them.
+
+        One accepted by the kernel, or in its TLS handshake, when `close` began comes after it.
+        """
+        if self._closed or len(self._connections) >= self._settings.connections_max:
             self.counters.connections_refused += 1
             return False
         self.counters.connections_accepted += 1

@@ -27,7 +27,9 @@ class LivenessSettings:
     pings_max: int = 2
     """Since the peer's last HEADERS or DATA."""
     upload_bytes: int = 256 * 1024
-    """So many bytes sent since the peer was last heard are a large upload."""
+    """So many bytes sent since the peer was last heard, ..."""
+    upload_recent_s: float = 10.0
+    """... or by one stream within so long, are a large upload that may still be on its way."""
     upload_ping_timeout_s: float = 20.0
     """In place of ``ping_timeout_s`` amid one."""
 

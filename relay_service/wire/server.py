@@ -12,12 +12,17 @@ from typing import Any, Protocol, cast
 from relay_service.ports import CallHandler, CallHead, Headers, TimerHandle, Timers
 from relay_service.wire import h2, heads
 from relay_service.wire.connection import Connection, ConnectionSettings
+from relay_service.wire.departures import Departures, DepartureSettings
+from relay_service.wire.guarded import guarded
 from relay_service.wire.server_stream import ServerStream
 from relay_service.wire.sockets import address_text
 
 _DRAIN_PING = b"draining"
 DRAIN_NOTICE_S_MAX = 1.0
 """Between the two GOAWAYs of a drain, when the peer does not answer the ping that should tell."""
+
+DEPARTURE_LOOKS_PER_LINGER = 4
+"""How often replies that have not left are looked at, in the time they may stand still."""
 
 
 @dataclass(slots=True)
@@ -34,6 +39,8 @@ class ServerCounters:
     """Requests that are not gRPC (HTTP status 405 or 415)."""
     call_rejections: int = 0
     """Malformed gRPC requests, answered with a status."""
+    replies_given_up: int = 0
+    """Replies reset because the caller did not take them, or others before them."""
     handler_failures: int = 0
     last_failure: str = ""
 
@@ -54,13 +61,16 @@ class ServerConnection(Connection):
     """One caller's connection."""
 
     __slots__ = (
-        "_counters",
+        "_departures_look_s",
+        "_departures_timer",
         "_drain_timer",
         "_draining",
-        "_early",
         "_handler",
         "_last_stream_id",
         "_owner",
+        "answered",
+        "counters",
+        "departures",
         "streams",
     )
 
@@ -70,17 +80,22 @@ class ServerConnection(Connection):
         handler: CallHandler,
         *,
         settings: ConnectionSettings,
+        departures: DepartureSettings,
         loop: asyncio.AbstractEventLoop,
         timers: Timers,
         clock: Callable[[], float],
     ) -> None:
         super().__init__(h2.server_engine(settings.limits), settings, loop, timers, clock)
         self._owner = owner
-        self._counters = owner.counters
+        self.counters = owner.counters
         self._handler = handler
         self.streams: dict[int, ServerStream] = {}
-        self._early: list[ServerStream] = []
-        """Streams answered while their request was still coming."""
+        self.answered: list[ServerStream] = []
+        """Streams whose reply became complete, or whose window opened after that, since the last flush."""
+        self.departures = Departures(departures, self.engine.queued_body_size)
+        """Streams whose reply is complete and had not left by the last flush."""
+        self._departures_timer: TimerHandle | None = None
+        self._departures_look_s = departures.linger_s / DEPARTURE_LOOKS_PER_LINGER
         self._last_stream_id = 0
         self._draining = False
         self._drain_timer: TimerHandle | None = None
@@ -101,10 +116,14 @@ class ServerConnection(Connection):
         if self._drain_timer is not None:
             self._drain_timer.cancel()
             self._drain_timer = None
+        if self._departures_timer is not None:
+            self._departures_timer.cancel()
+            self._departures_timer = None
         streams, self.streams = self.streams, {}
-        self._early.clear()
+        self.answered.clear()
+        self.departures.clear()
         for stream in streams.values():
-            stream.on_closed()
+            guarded(stream.on_closed)
         self._owner.on_connection_lost(self)
 
     # -- drain -------------------------------------------------------------------------------------------
@@ -145,10 +164,6 @@ class ServerConnection(Connection):
 
     # -- events ------------------------------------------------------------------------------------------
 
-    def note_early_answer(self, stream: ServerStream) -> None:
-        """The reply is complete before the request: stop the request once the reply has left."""
-        self._early.append(stream)
-
     def _dispatch(self, events: Iterator[Any]) -> None:
         streams = self.streams
         for event in events:
@@ -166,14 +181,21 @@ class ServerConnection(Connection):
                 stream = streams.get(event.stream_id)
                 if stream is not None:
                     stream.on_data(b"", end=True)
-            elif kind is h2.PingAcknowledged:
-                if event.opaque_data == _DRAIN_PING and self._drain_timer is not None:
-                    self._on_notice_heard(None)
             else:
-                self._on_control(event)
+                self._on_other(event)
+
+    def _on_other(self, event: Any) -> None:
+        kind = type(event)
+        if kind is h2.PingAcknowledged:
+            if event.opaque_data == _DRAIN_PING and self._drain_timer is not None:
+                self._on_notice_heard(None)
+            return
+        if kind is h2.WindowUpdated and event.stream_id in self.departures:
+            self.answered.append(self.streams[event.stream_id])
+        self._on_control(event)
 
     def _on_request(self, stream_id: int, headers: Headers, end: bool) -> None:
-        counters = self._counters
+        counters = self.counters
         counters.streams += 1
         self._last_stream_id = stream_id
         stream = self.streams[stream_id] = ServerStream(self, stream_id, request_open=not end)
@@ -204,38 +226,68 @@ class ServerConnection(Connection):
             self.release(stream)
         if self._clogged:
             self.forget_queue(stream.id)
+        if self.departures:
+            self.departures.remove(stream.id)
         stream.on_closed()
 
-    def _on_flushed(self) -> None:
-        if self._early:
-            waiting, self._early = self._early, []
-            self._early += [stream for stream in waiting if not self._stop_request(stream)]
+    # -- replies on their way out ------------------------------------------------------------------------
 
-    def _stop_request(self, stream: ServerStream) -> bool:
-        """Reset an answered stream whose request goes on (RFC 9113 section 8.1), once its reply has left.
+    def flush(self) -> None:
+        """Write what the engine holds, and see which replies left with it."""
+        super().flush()
+        if self.answered:
+            answered, self.answered = self.answered, []
+            for stream in answered:
+                if stream.id in self.streams:
+                    self._see_off(stream)
 
-        The engine would drop what it still holds of the reply. Trailers wait there without any data queued
-        when a window is closed, hence the look at the windows.
+    def _see_off(self, stream: ServerStream) -> None:
+        """Stop a request that outlasts its reply, or watch over a reply that has not left."""
+        if stream.request_open and self._has_left(stream):
+            self.reset_stream(stream, h2.ErrorCode.NO_ERROR)  # RFC 9113 section 8.1
+            return
+        self.departures.add(stream.id, self.clock())
+        if self._departures_timer is None:
+            self._look_at_departures_later()
+
+    def _has_left(self, stream: ServerStream) -> bool:
+        """Whether nothing of an answered stream's reply is in the engine, which a reset would drop.
+
+        Trailers wait there without any data queued when a window is closed, hence the look at the windows.
         """
-        if not stream.request_open or stream.id not in self.streams:
-            return True
+        if self._write_blocked or stream.buffered_bytes:
+            return False
         engine = self.engine
         try:
-            if (
-                stream.buffered_bytes
-                or min(engine.remote_window_size, engine.stream_remote_window_size(stream.id)) <= 0
-            ):
-                return False
-        except h2.EngineError:
-            return True
-        self.reset_stream(stream, h2.ErrorCode.NO_ERROR)
-        return True
+            return min(engine.remote_window_size, engine.stream_remote_window_size(stream.id)) > 0
+        except h2.EngineError:  # the connection is ending
+            return False
+
+    def _look_at_departures_later(self) -> None:
+        self._departures_timer = self.timers.call_at(
+            self.clock() + self._departures_look_s, self._look_at_departures, None
+        )
+
+    def _look_at_departures(self, _: None) -> None:
+        self._departures_timer = None
+        if not self.departures:
+            return
+        overdue = self.departures.overdue(self.clock())
+        for stream_id in overdue:
+            self.counters.replies_given_up += 1
+            self.departures.remove(stream_id)
+            self.reset_stream(self.streams[stream_id], h2.ErrorCode.CANCEL)
+        for stream_id in self.departures:
+            stream = self.streams[stream_id]
+            if stream.request_open and self._has_left(stream):
+                self.reset_stream(stream, h2.ErrorCode.NO_ERROR)
+        self._look_at_departures_later()
 
     # -- what differs ------------------------------------------------------------------------------------
 
     def _on_abort(self, reason: str) -> None:
-        self._counters.connections_failed += 1
-        self._counters.last_failure = reason
+        self.counters.connections_failed += 1
+        self.counters.last_failure = reason
 
     def _on_window_leaked(self) -> None:
         self.drain()
@@ -247,7 +299,7 @@ class ServerConnection(Connection):
         return sum(stream.outstanding_bytes for stream in self.streams.values())
 
     def _fail_stream(self, stream_id: int) -> None:
-        self._counters.handler_failures += 1
+        self.counters.handler_failures += 1
         stream = self.streams.get(stream_id)
         if stream is not None:
             self.reset_stream(stream, h2.ErrorCode.INTERNAL_ERROR)

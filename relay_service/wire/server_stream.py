@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from relay_service.wire.server import ServerConnection
 
 
+SHORT_MESSAGE_CHARS = 256
+"""Of the message of an end whose details are too large to send."""
+
+
 class _Phase(Enum):
     """How far a reply is."""
 
@@ -45,6 +49,11 @@ class ServerStream:
         if self._phase is not _Phase.SILENT:
             return
         connection = self._connection
+        if connection.departures.full:
+            connection.counters.replies_given_up += 1
+            self._phase = _Phase.GONE
+            connection.reset_stream(self, h2.ErrorCode.ENHANCE_YOUR_CALM)
+            return
         try:
             connection.engine.send_response(self.id, heads.response_headers(headers))
         except h2.EngineError:  # reset or lost; the event that says so is on its way
@@ -69,15 +78,23 @@ class ServerStream:
     def send_trailers(self, code: Code, message: str, trailers: Headers) -> None:
         """End the call. Without earlier headers this is one Trailers-Only block."""
         phase = self._phase
+        if phase is _Phase.COMMITTED:
+            fields = heads.trailers(code, message, trailers)
+        elif phase is _Phase.SILENT:
+            fields = heads.trailers_only(code, message, trailers)
+        else:
+            self._call = None  # it has said its last word, whoever hears it
+            return
         connection = self._connection
+        # Those of an OK are as large as they came, which is less; not worth a look at every call.
+        if code is not Code.OK and h2.header_block_bytes(fields) > self._header_block_bytes_max:
+            self.send_trailers(code, message[:SHORT_MESSAGE_CHARS], ())
+            return
         try:
             if phase is _Phase.COMMITTED:
-                connection.engine.send_trailers(self.id, heads.trailers(code, message, trailers))
-            elif phase is _Phase.SILENT:
-                fields = heads.trailers_only(code, message, trailers)
-                connection.engine.send_response(self.id, fields, end_stream=True)
+                connection.engine.send_trailers(self.id, fields)
             else:
-                return
+                connection.engine.send_response(self.id, fields, end_stream=True)
         except h2.EngineError:
             return
         self._answered()
@@ -92,7 +109,7 @@ class ServerStream:
     def consumed(self, size_bytes: int) -> None:
         """Say that so many request bytes left the relay, so that the caller may send as many more."""
         credit = min(self._credit_bytes + size_bytes, self.outstanding_bytes)
-        if credit >= CREDIT_BATCH_BYTES and self.request_open:
+        if credit >= CREDIT_BATCH_BYTES:
             self.outstanding_bytes -= credit
             self._connection.acknowledge(self.id, credit)
             credit = 0
@@ -117,7 +134,10 @@ class ServerStream:
 
     def reject(self, fields: list[tuple[bytes, bytes]]) -> None:
         """Answer without a handler."""
-        self._connection.engine.send_response(self.id, fields, end_stream=True)
+        try:
+            self._connection.engine.send_response(self.id, fields, end_stream=True)
+        except h2.EngineError:  # reset in the same breath; the event that says so is on its way
+            return
         self._answered()
 
     def on_data(self, data: bytes, end: bool) -> None:
@@ -147,15 +167,13 @@ class ServerStream:
             self._call.on_reply_drained()
 
     @property
-    def answered(self) -> bool:
-        """Whether an end of the reply was given to the engine."""
-        return self._phase is _Phase.ANSWERED
+    def _header_block_bytes_max(self) -> int:
+        return self._connection.settings.limits.header_block_sent_bytes
 
     def _answered(self) -> None:
         self._phase = _Phase.ANSWERED
         self._call = None
         connection = self._connection
-        if self.request_open:
-            connection.note_early_answer(self)
+        connection.answered.append(self)
         if not connection.flush_due:
             connection.schedule_flush()

@@ -3,6 +3,8 @@
 import asyncio
 import socket
 import ssl
+from contextlib import suppress
+from pathlib import Path
 
 from relay_service.wire import h2
 
@@ -17,6 +19,29 @@ def address_text(address: object) -> str:
         host, port = address[0], address[1]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     return f"unix:{address}" if address else "unix:"
+
+
+class SocketFile:
+    """The file of a Unix socket that is being listened on, to be removed when that ends."""
+
+    __slots__ = ("_identity", "_path")
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+        self._identity = self._look()
+
+    def remove(self) -> None:
+        """Remove the file, unless it is gone or another listener put its own in its place meanwhile."""
+        if self._identity is not None and self._look() == self._identity:
+            with suppress(OSError):  # gone just now, or not ours to remove any more
+                self._path.unlink()
+
+    def _look(self) -> tuple[int, int] | None:
+        try:
+            status = self._path.stat()
+        except (OSError, ValueError):  # no such file; an abstract name (a leading NUL) is none at all
+            return None
+        return status.st_dev, status.st_ino
 
 
 def keep_alive(sock: socket.socket | None) -> None:

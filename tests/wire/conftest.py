@@ -159,10 +159,12 @@ class RawPeer:
         """Kinds of events that are told to the script only."""
         self.changed = asyncio.Event()
         self.eof = False
+        self.mute = False
+        """Reads on and says nothing more, like what is behind a network that lost the way back."""
 
     def flush(self) -> None:
         output = self.engine.data_to_send()
-        if output and not self.writer.is_closing():
+        if output and not self.mute and not self.writer.is_closing():
             self.writer.write(output)
         self._hear(self.engine.events())
 

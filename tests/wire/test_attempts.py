@@ -380,4 +380,6 @@ async def test_a_sink_that_fails_costs_its_stream_only(upstream, new_sink, raw_s
     up.start("a.B/C", (), None, good).send_data(b"", end=True)
     assert (await good.end()).delivery is Delivery.ANSWERED
     assert "failed" in caplog.text
-    assert not bad.ends
+    end = await bad.end()
+    assert (end.delivery, end.code) == (Delivery.UNANSWERED, Code.INTERNAL)
+    assert "failed to handle" in end.message

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from relay_service.wire.codec import decode_message, decode_timeout, encode_message, encode_timeout
+from relay_service.wire.codec import (
+    MESSAGE_BYTES_MAX,
+    decode_message,
+    decode_timeout,
+    encode_message,
+    encode_timeout,
+)
 from relay_service.wire.framing import FramingError, MessageReader, MessageTooLargeError, frame
 
 
@@ -84,6 +90,16 @@ def test_messages_are_readable_by_any_percent_decoder(text):
 @given(st.binary())
 def test_decoding_a_message_never_fails(value):
     decode_message(value)
+
+
+@pytest.mark.parametrize("text", ["e" * 5_000, "é" * 5_000, "x" + "é" * 5_000, "e" * 4_095 + " " * 10])
+def test_a_long_message_is_cut_between_characters(text):
+    value = encode_message(text)
+    assert len(value) <= 3 * MESSAGE_BYTES_MAX
+    cut = decode_message(value)
+    assert text.startswith(cut)
+    assert MESSAGE_BYTES_MAX - 1 <= len(cut.encode()) <= MESSAGE_BYTES_MAX
+    assert not value.endswith(b" ")
 
 
 def test_broken_escapes_stay_as_they_stand():

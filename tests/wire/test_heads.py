@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay_service.core.evidence import Delivery
+from relay_service.core.names import is_method_name
 from relay_service.core.status import Code
 from relay_service.ports import AttemptEnd
 from relay_service.wire import heads
@@ -84,12 +85,25 @@ def test_what_is_not_grpc_is_answered_by_http(name, value, status):
     assert caught.value.http_status == status
 
 
-@pytest.mark.parametrize("path", [b"/", b"*", b"/a", b"/a/", b"//b", b"a/b", b"/a/b/c", "/ä/b".encode()])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(b"/", b"*", b"", b"/a", b"/a/", b"//b", b"a/b", b"/a/b/c", "/ä/b".encode()),
+        *(b"/a/b\n", b"/a /b", b"/a/b\x7f", b"/a/b\x00", b"/a/" + b"b" * 1_023),
+    ],
+)
 def test_a_malformed_path_is_unimplemented(path):
     fields = [field if field[0] != b":path" else (b":path", path) for field in REQUEST]
     with pytest.raises(heads.MalformedCallError) as caught:
         heads.parse_request(fields)
     assert caught.value.code is Code.UNIMPLEMENTED
+
+
+def test_a_method_name_is_two_parts_of_visible_ascii():
+    longest = "a/" + "b" * 1_022
+    for name in ("package.Service/Method", "a/b", "!/~", longest):
+        assert is_method_name(name)
+        assert heads.method_of_path(b"/" + name.encode()) == name
 
 
 def test_a_malformed_timeout_is_internal():

@@ -1,6 +1,7 @@
 """The callers' side against raw HTTP/2 clients: malformed requests, floods, early answers, drains."""
 
 import asyncio
+import socket
 from contextlib import suppress
 
 import grpc
@@ -442,3 +443,110 @@ async def test_a_taken_port_is_an_error(listen):
     host, port = listener.addresses[0].split(":")
     with pytest.raises(OSError, match="address already in use"):
         await listener.start(host, int(port))
+
+
+async def test_an_end_too_large_to_send_loses_its_details_and_keeps_its_status(
+    listen, service, raw_client, eventually
+):
+    listener = await listen(limits=h2.Limits(header_block_sent_bytes=2_000))
+    peer = await raw_client(listener.addresses[0])
+    large = [(b"x", b"y" * 5_000)]
+    for committed in (False, True):
+        stream_id = peer.engine.send_request(request(), end_stream=True)
+        peer.flush()
+        await eventually(lambda: service.calls)
+        reply = service.calls.pop().reply
+        if committed:
+            reply.send_headers(())
+        reply.send_trailers(Code.NOT_FOUND, "m" * 3_000, large)
+        kind = ngh2.TrailersReceived if committed else ngh2.ResponseReceived
+        fields = await peer.until(lambda sid=stream_id, kind=kind: fields_of(peer, sid, kind))
+        assert fields[b"grpc-status"] == b"5"
+        assert fields[b"grpc-message"] == b"m" * 256
+        assert b"x" not in fields
+    assert not peer.of(ngh2.StreamReset)
+
+
+async def test_window_comes_back_after_the_half_close(listen, service, raw_client, eventually):
+    listener = await listen(limits=h2.Limits(connection_window_bytes=65_535))
+    peer = await raw_client(listener.addresses[0])
+    stream_id = peer.engine.send_request(request())
+    peer.engine.send_data(stream_id, bytes(60_000), end_stream=True)
+    peer.flush()
+    await eventually(lambda: service.calls and service.calls[0].ended)
+    left = peer.engine.remote_window_size
+    service.calls[0].reply.consumed(60_000)
+    await peer.until(lambda: peer.engine.remote_window_size >= left + 60_000)
+    service.calls[0].reply.send_trailers(Code.OK, "", ())
+
+
+async def test_a_call_that_fails_at_the_loss_of_its_caller_silences_no_other(
+    listen, service, raw_client, eventually, caplog
+):
+    listener = await listen()
+    peer = await raw_client(listener.addresses[0])
+    for _ in range(3):
+        peer.engine.send_request(request())
+    peer.flush()
+    await eventually(lambda: len(service.calls) == 3)
+    service.calls[0].on_cancelled = lambda: 1 / 0
+    peer.writer.transport.abort()
+    await eventually(lambda: listener.connections == 0)
+    assert [call.cancelled for call in service.calls[1:]] == [1, 1]
+    assert "failed" in caplog.text
+
+
+async def test_a_call_that_fails_when_its_reply_drained_costs_its_stream_only(
+    listen, service, raw_client, eventually, caplog
+):
+    listener = await listen()
+    peer = await raw_client(listener.addresses[0], settings={4: 0})
+    streams = [peer.engine.send_request(request(), end_stream=True) for _ in range(2)]
+    peer.flush()
+    await eventually(lambda: len(service.calls) == 2)
+    for call in service.calls:
+        call.reply.send_headers(())
+        call.reply.send_data(bytes(65_537))
+    service.calls[0].on_reply_drained = lambda: 1 / 0
+    await peer.until(lambda: len(peer.of(ngh2.ResponseReceived)) == 2)
+    for stream_id in streams:
+        peer.engine.set_local_window_size(1_000_000, stream_id=stream_id)
+    peer.engine.set_local_window_size(10_000_000)
+    peer.flush()
+    await eventually(lambda: service.calls[1].drained)
+    await peer.until(lambda: peer.of(ngh2.StreamReset))
+    assert [event.stream_id for event in peer.of(ngh2.StreamReset)] == streams[:1]
+    assert "failed" in caplog.text
+    service.calls[1].reply.send_trailers(Code.OK, "", ())
+    await eventually(lambda: listener.streams == 0)
+
+
+async def test_a_connection_that_arrives_amid_the_close_is_turned_away(service):
+    timers = TimerWheel(asyncio.get_running_loop())
+    listener = Listener(service, timers)
+    await listener.start("127.0.0.1", 0)
+    late = listener._make_connection()  # accepted, and still in its TLS handshake, say
+    await listener.close(0.0)
+    near, far = socket.socketpair()
+    far.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.connect_accepted_socket(lambda: late, near)
+    assert await asyncio.wait_for(loop.sock_recv(far, 100), 5) == b""
+    assert listener.connections == 0
+    assert listener.counters.connections_refused == 1
+    far.close()
+    timers.close()
+
+
+async def test_unix_socket_files_are_removed_when_they_are_ours(service, tmp_path):
+    timers = TimerWheel(asyncio.get_running_loop())
+    listener = Listener(service, timers)
+    ours, replaced = tmp_path / "ours", tmp_path / "replaced"
+    await listener.start_unix(str(ours))
+    await listener.start_unix(str(replaced))
+    replaced.rename(tmp_path / "elsewhere")
+    replaced.write_text("another listener's")
+    await listener.close(0.0)
+    assert not ours.exists()
+    assert replaced.exists()
+    timers.close()

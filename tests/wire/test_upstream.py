@@ -12,6 +12,7 @@ from relay_service.core.evidence import Delivery
 from relay_service.core.status import Code
 from relay_service.timers import TimerWheel
 from relay_service.upstream import Upstream, UpstreamSettings, UpstreamState
+from relay_service.wire.client import ClientState
 from relay_service.wire.connection import ConnectionSettings
 from relay_service.wire.dial import Target
 from relay_service.wire.liveness import LivenessSettings
@@ -278,7 +279,7 @@ async def test_when_all_connections_rest_the_last_heard_of_still_serves(
     upstream, raw_server, new_sink, eventually
 ):
     server = await raw_server()
-    up = upstream(server.target, connections=1, connections_spare=0, liveness=QUICK)
+    up = upstream(server.target, connections=1, connections_spare=0, connections_max=1, liveness=QUICK)
     assert await up.wait_ready(5)
     ask(up, new_sink())
     await eventually(lambda: not up._usable)
@@ -286,6 +287,172 @@ async def test_when_all_connections_rest_the_last_heard_of_still_serves(
     ask(up, new_sink())
     await eventually(lambda: len(server.peers[0].of(ngh2.RequestReceived)) == 2)
     assert len(server.peers) == 1
+
+
+async def test_what_rests_is_replaced_although_it_keeps_its_streams_and_the_number_is_bounded(
+    upstream, raw_server, new_sink, eventually
+):
+    server = await raw_server()
+    up = upstream(server.target, connections=1, connections_spare=0, connections_max=3, liveness=QUICK)
+    slow = []
+    for number in range(1, 4):
+        await eventually(lambda number=number: up.counters.connects == number and up._usable)
+        slow.append(new_sink())
+        ask(up, slow[-1])  # the connection will rest with it
+    await eventually(lambda: not up._usable)
+    ask(up, new_sink())
+    await eventually(lambda: len(server.peers[2].of(ngh2.RequestReceived)) == 2)
+    assert len(server.peers) == 3
+    # Those that rested have a successor; the last of them has none.
+    assert [c.state for c in up._live] == [ClientState.RETIRED, ClientState.RETIRED, ClientState.RESTING]
+    for peer, sink in zip(server.peers, slow, strict=True):
+        assert not sink.ends
+        peer.engine.send_response(1, [*OK, (b"grpc-status", b"0")], end_stream=True)
+        peer.flush()
+        assert (await sink.end()).delivery is Delivery.ANSWERED
+    await eventually(lambda: [peer.eof for peer in server.peers] == [True, True, False])
+
+
+async def test_calls_succeed_soon_after_all_that_rest_went_dead(upstream, raw_server, new_sink, eventually):
+    """Idle streams rest every connection with its pings spent; then the network loses what there is."""
+
+    def answer_calls(peer, event):
+        if isinstance(event, ngh2.DataReceived) and event.data:
+            answer(peer, event)
+
+    server = await raw_server(answer_calls)
+    up = upstream(server.target, connections=2, connections_spare=0, liveness=QUICK)
+    await eventually(lambda: up.counters.connects == 2)
+    for _ in range(2):
+        ask(up, new_sink())  # idle, for ever
+    first = set(up._live)
+    await eventually(lambda: all(c.state in (ClientState.RESTING, ClientState.RETIRED) for c in first))
+    for peer in server.peers:
+        peer.mute = True
+    began = time.monotonic()
+    while True:
+        sink = new_sink()
+        started = up.start("a.B/C", (), None, sink)
+        started.send_data(b"x", end=True)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(sink.ended.wait(), 0.5)
+        if sink.ends and sink.ends[0].delivery is Delivery.ANSWERED:
+            break
+        started.cancel()
+        assert time.monotonic() - began < 4, "an outage without end"
+
+
+async def test_a_request_that_cannot_be_sent_harms_no_other(upstream, raw_server, new_sink):
+    server = await raw_server(answer)
+    up = upstream(server.target, connections=1)
+    bad, good, later = new_sink(), new_sink(), new_sink()
+    up.start("a.B/Ü", (), None, bad)  # both wait for the first connection
+    ask(up, good)
+    assert (await good.end()).delivery is Delivery.ANSWERED
+    end = await bad.end()
+    assert (end.delivery, end.code) == (Delivery.NOT_SENT, Code.RESOURCE_EXHAUSTED)
+    up.start("a.B/Ü", (), None, bad := new_sink())
+    assert not bad.ends, "on_end from inside start"
+    assert (await bad.end()).code is Code.RESOURCE_EXHAUSTED
+    ask(up, later)
+    assert (await later.end()).delivery is Delivery.ANSWERED
+    assert not up._waiting
+    assert len(server.peers) == 1
+
+
+async def test_a_connection_that_takes_no_more_streams_is_passed_over(
+    upstream, raw_server, new_sink, eventually
+):
+    server = await raw_server(answer)
+    up = upstream(server.target, connections=2)
+    await eventually(lambda: up.counters.connects == 2)
+    spent = up._choose()
+    spent.engine.terminate_connection()
+    sink = new_sink()
+    ask(up, sink)
+    assert spent.state is ClientState.READY, "it retires, but not from inside start"
+    assert (await sink.end()).delivery is Delivery.ANSWERED
+    await eventually(lambda: spent.state is ClientState.LOST)
+    await eventually(lambda: up.counters.connects == 3)
+
+
+async def test_an_attempt_overtaken_by_goaway_before_it_left_may_be_sent_elsewhere(
+    upstream, raw_server, new_sink, eventually
+):
+    server = await raw_server()
+    up = upstream(server.target, connections=1)
+    assert await up.wait_ready(5)
+    connection = up._usable[0]
+    connection._write_blocked = True  # what is queued stays with the engine
+    sink = new_sink()
+    ask(up, sink)
+    server.peers[0].engine.send_goaway(0, last_stream_id=0)
+    server.peers[0].flush()
+    await eventually(lambda: connection.state is ClientState.RETIRED)
+    connection.resume_writing()
+    end = await sink.end()
+    assert (end.delivery, end.code) == (Delivery.NOT_SENT, Code.UNAVAILABLE)
+
+
+async def test_a_sink_that_fails_does_not_silence_the_others(upstream, raw_server, new_sink, caplog):
+    server = await raw_server()
+    up = upstream(server.target, connections=1, backoff_initial_s=30, backoff_max_s=30)
+    assert await up.wait_ready(5)
+    sinks = [new_sink() for _ in range(4)]
+    for sink in sinks:
+        ask(up, sink)
+    sinks[0].on_end = lambda *_: 1 / 0
+    await server.peers[0].until(lambda: len(server.peers[0].of(ngh2.RequestReceived)) == 4)
+    server.peers[0].writer.transport.abort()
+    for sink in sinks[1:]:
+        assert (await sink.end()).delivery is Delivery.UNANSWERED
+    assert "failed" in caplog.text
+
+
+async def test_a_sink_that_fails_does_not_silence_those_that_wait_with_it(
+    upstream, free_port, new_sink, caplog
+):
+    up = upstream(f"127.0.0.1:{free_port}", connections=1, patience_s=0.0, backoff_initial_s=30)
+    sinks = [new_sink() for _ in range(3)]
+    for sink in sinks:
+        ask(up, sink)
+    sinks[0].on_end = lambda *_: 1 / 0
+    for sink in sinks[1:]:
+        assert (await sink.end()).delivery is Delivery.NOT_SENT
+    assert "failed" in caplog.text
+
+
+async def test_a_trickle_is_no_upload_and_a_burst_is_one(upstream, raw_server, new_sink, eventually):
+    server = await raw_server(settings={ngh2.Setting.INITIAL_WINDOW_SIZE: 2**30})
+    now = [time.monotonic()]  # runs ahead of the timers' clock, so that none of them fires
+    settings = UpstreamSettings(connections=1)
+    timers = TimerWheel(asyncio.get_running_loop())
+    up = Upstream("u", server.target, timers, settings, rng=random.Random(1), clock=lambda: now[0])
+    up.open()
+    assert await up.wait_ready(5)
+    server.peers[0].engine.set_local_window_size(2**30)
+    server.peers[0].flush()
+    connection = up._usable[0]
+    upload_bytes, recent_s = connection.upload_bytes, settings.liveness.upload_recent_s
+
+    async def all_left():
+        await eventually(lambda: connection.engine.queued_body_size() == 0)
+        connection.bytes_sent_when_heard = connection.bytes_sent  # the peer is heard of after it
+
+    chat = up.start("a.B/Chat", (), None, new_sink())
+    for _ in range(20):
+        now[0] += recent_s
+        chat.send_data(bytes(upload_bytes // 8), end=False)
+        await all_left()
+        assert not connection._is_uploading(now[0])
+    for _ in range(2):
+        chat.send_data(bytes(upload_bytes + 1), end=False)
+        await all_left()
+    now[0] += recent_s
+    assert connection._is_uploading(now[0])
+    assert not connection._is_uploading(now[0] + 0.1)
+    await up.close(0.0)
+    timers.close()
 
 
 async def test_idle_connections_are_not_pinged(upstream, raw_server, new_sink):
