@@ -1,7 +1,7 @@
 """The use case: what becomes of a call that arrives.
 
 In order: route, policy, hop count, deadline, idempotency key, admission; then the call is carried by
-`relay_service.forwarding` until its verdict. Everything that can be decided at the headers is decided
+`relay_service.unary` or `relay_service.streaming` until its verdict. Everything that can be decided at the headers is decided
 there, before anything is allocated for the call.
 """
 
@@ -21,7 +21,7 @@ from relay_service.core.policy import NO_RETRY, MethodPolicy, RelayPolicy, Retry
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
 from relay_service.core.verdict import Fate, Origin, Verdict
-from relay_service.forwarding import ForwardedCall, Plan, StreamCall, UnaryCall
+from relay_service.forwarding import ForwardedCall, Plan
 from relay_service.methods import MethodCatalog, MethodFacts
 from relay_service.ports import (
     CallHead,
@@ -33,6 +33,8 @@ from relay_service.ports import (
     Timers,
     UpstreamPort,
 )
+from relay_service.streaming import StreamCall
+from relay_service.unary import UnaryCall
 
 UNAUTHENTICATED_TENANT = ""
 """All callers without a verified identity are one tenant."""
@@ -243,7 +245,7 @@ class Relay:
         reply.send_trailers(verdict.code, verdict.message, trailers)
         observer.finished(verdict, self.now())
 
-    # What calls ask of their relay (`relay_service.forwarding.Host`) ----------------------------
+    # What calls ask of their relay (`relay_service.unary.UnaryHost`) ----------------------------
 
     def take_worker(self, call: UnaryCall) -> Offer[UnaryCall]:
         """A worker, a place in the queue (perhaps that of another call), or neither."""

@@ -11,7 +11,7 @@ from relay_service.core.breaker import BreakerState, CircuitBreaker, Outcome, Pe
 from relay_service.core.call import Call
 from relay_service.core.evidence import Delivery
 from relay_service.core.policy import BreakerPolicy
-from relay_service.forwarding import UnaryCall
+from relay_service.unary import UnaryCall
 
 Patch = pytest.MonkeyPatch
 SEEDS = 5

@@ -29,9 +29,9 @@ from relay_service.core.status import Code
 from relay_service.core.verdict import Fate
 from relay_service.envelope import METHOD as ENVELOPE
 from relay_service.envelope import EnvelopeOpener
-from relay_service.forwarding import FLOW_HIGH_WATER_BYTES
 from relay_service.ports import AttemptEnd, AttemptSink, CallHead, Headers
 from relay_service.relay import Relay
+from relay_service.streaming import FLOW_HIGH_WATER_BYTES
 
 UNAVAILABLE = AttemptEnd(Delivery.ANSWERED, Code.UNAVAILABLE, "busy")
 OK = AttemptEnd(Delivery.ANSWERED, Code.OK, "", ((b"upstream-trailer", b"1"),))

@@ -14,7 +14,7 @@ from relay_service.core.evidence import Delivery, Evidence, Safety
 from relay_service.core.policy import RelayPolicy
 from relay_service.core.status import Code
 from relay_service.core.verdict import Fate, Verdict
-from relay_service.forwarding import FRAME_PREFIX_BYTES
+from relay_service.message import FRAME_PREFIX_BYTES
 from relay_service.methods import MethodFacts
 from relay_service.ports import AttemptEnd, AttemptSink, CallHead, Headers
 from relay_service.relay import Relay
