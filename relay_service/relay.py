@@ -1,8 +1,8 @@
 """The use case: what becomes of a call that arrives.
 
-In order: route, policy, hop count, deadline, idempotency key, admission; then the call is carried by
-`relay_service.unary` or `relay_service.streaming` until its verdict. Everything that can be decided at the headers is decided
-there, before anything is allocated for the call.
+In order: route, policy, hop count, deadline, idempotency key, breaker, admission; then the call is carried
+by `relay_service.unary` or `relay_service.streaming` until its verdict. Everything that can be decided at
+the headers is decided there, before anything is allocated for the call.
 """
 
 from collections.abc import Callable, Mapping
