@@ -123,9 +123,18 @@ async def h2spec(address: str, directory: Path) -> Report:
 async def test_the_listener_passes_h2spec_but_for_what_the_engine_does_its_own_way(
     listener: Listener, tmp_path: Path
 ) -> None:
-    found = await h2spec(await listener.start("127.0.0.1", 0), tmp_path)
-    failed = {name for name in found.failed if not name.startswith(DROPPED_FROM_HTTP2)}
+    address = await listener.start("127.0.0.1", 0)
+    found = await h2spec(address, tmp_path)
+    failed = wrongly_failed(found)
+    if failed - ENGINE_DIFFERS:
+        # Many cases wait for an answer for so long and no longer, which a busy machine may miss once.
+        failed &= wrongly_failed(await h2spec(address, tmp_path))
     assert failed - ENGINE_DIFFERS == set()
     assert ENGINE_DIFFERS - failed == set(), "the engine has learned something: strike it from the list"
     assert found.skipped == []
     assert listener.streams == 0
+
+
+def wrongly_failed(report: Report) -> set[str]:
+    """What failed, but for what HTTP/2 itself has dropped since."""
+    return {name for name in report.failed if not name.startswith(DROPPED_FROM_HTTP2)}
