@@ -17,7 +17,7 @@ from relay_service.core.names import is_method_name
 from relay_service.core.policy import RelayPolicy
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
-from relay_service.message import FRAME_PREFIX_BYTES, Collector, is_one_message
+from relay_service.message import FRAME_PREFIX_BYTES, Collector, frame, is_one_message
 from relay_service.methods import MethodCatalog, MethodFacts
 from relay_service.ports import CallHead, Headers, IncomingCall, Reply, TimerHandle
 from relay_service.relay import Relay
@@ -222,11 +222,6 @@ class EnvelopeReply:
     def buffered_bytes(self) -> int:
         """Nothing is queued towards the caller before the end."""
         return 0
-
-
-def frame(message: bytes) -> bytes:
-    """One uncompressed gRPC message with its prefix."""
-    return b"\0" + len(message).to_bytes(4) + message
 
 
 def unframe(framed: bytes, encoding: bytes | None, max_bytes: int) -> bytes:

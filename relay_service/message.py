@@ -49,3 +49,8 @@ def is_one_message(framed: bytes) -> bool:
         and framed[0] in (0, 1)
         and int.from_bytes(framed[1:FRAME_PREFIX_BYTES]) + FRAME_PREFIX_BYTES == len(framed)
     )
+
+
+def frame(message: bytes) -> bytes:
+    """One uncompressed gRPC message with its prefix."""
+    return b"\0" + len(message).to_bytes(4) + message

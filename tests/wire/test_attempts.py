@@ -5,8 +5,8 @@ import pytest
 
 from relay_service.core.evidence import Delivery
 from relay_service.core.status import Code
+from relay_service.message import frame
 from relay_service.upstream import UpstreamState
-from relay_service.wire.framing import frame
 from relay_service.wire.liveness import LivenessSettings
 
 OK = [(b":status", b"200"), (b"content-type", b"application/grpc")]

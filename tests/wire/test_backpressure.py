@@ -9,11 +9,11 @@ import grpc.aio
 import ngh2
 
 from relay_service.core.evidence import Delivery
+from relay_service.message import frame
 from relay_service.upstream import UpstreamSettings
 from relay_service.wire import h2
 from relay_service.wire.client import ClientState
 from relay_service.wire.connection import RESETS_BETWEEN_WINDOW_CHECKS, ConnectionSettings
-from relay_service.wire.framing import frame
 from relay_service.wire.listener import ListenerSettings
 
 MESSAGES = 10_000

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from relay_service.core.reason import Reason
+from relay_service.message import Collector, frame
 from relay_service.wire.codec import (
     MESSAGE_BYTES_MAX,
     decode_message,
@@ -14,7 +16,6 @@ from relay_service.wire.codec import (
     encode_message,
     encode_timeout,
 )
-from relay_service.wire.framing import FramingError, MessageReader, MessageTooLargeError, frame
 
 
 @pytest.mark.parametrize(
@@ -106,29 +107,27 @@ def test_broken_escapes_stay_as_they_stand():
     assert decode_message(b"50% off %zz %41") == "50% off %zz A"
 
 
-@given(st.lists(st.binary(max_size=200)), st.randoms(use_true_random=False))
-def test_messages_are_found_however_the_data_is_cut(payloads, rng: random.Random):
-    stream = b"".join(frame(payload, index % 2) for index, payload in enumerate(payloads))
-    reader = MessageReader(1_000)
-    found = []
-    while stream:
-        cut = rng.randint(1, len(stream))
-        found += reader.feed(stream[:cut])
-        stream = stream[cut:]
-    assert [message.payload for message in found] == payloads
-    assert [message.compressed for message in found] == [bool(index % 2) for index in range(len(payloads))]
-    assert not reader.incomplete
+@given(st.binary(max_size=500), st.booleans(), st.randoms(use_true_random=False))
+def test_a_message_is_collected_however_the_data_is_cut(payload, compressed, rng: random.Random):
+    framed = bytes([compressed]) + frame(payload)[1:]
+    collector = Collector(500)
+    rest = framed
+    while rest:
+        assert collector.whole() is None
+        cut = rng.randint(1, len(rest))
+        assert collector.add(rest[:cut]) is None
+        rest = rest[cut:]
+    assert collector.whole() == framed
+    assert collector.size_bytes == len(framed)
+    assert collector.add(b"x") is Reason.MALFORMED_REQUEST
 
 
 def test_a_message_beyond_the_limit_is_refused_at_its_prefix():
-    reader = MessageReader(10)
-    assert reader.feed(frame(b"0123456789")[:-1]) == []
-    assert reader.incomplete
-    assert [message.payload for message in reader.feed(b"9")] == [b"0123456789"]
-    with pytest.raises(MessageTooLargeError):
-        reader.feed(frame(b"x" * 11)[:5])
+    collector = Collector(10)
+    assert collector.add(frame(b"x" * 11)[:4]) is None
+    assert collector.add(frame(b"x" * 11)[4:5]) is Reason.MESSAGE_TOO_LARGE
+    assert Collector(10).add(frame(b"0123456789")) is None
 
 
 def test_a_flag_that_grpc_does_not_know_is_refused():
-    with pytest.raises(FramingError):
-        MessageReader(10).feed(b"\x02\x00\x00\x00\x00")
+    assert Collector(10).add(b"\x02\x00\x00\x00\x00") is Reason.MALFORMED_REQUEST

@@ -9,10 +9,10 @@ import ngh2
 import pytest
 
 from relay_service.core.status import Code
+from relay_service.message import frame
 from relay_service.timers import TimerWheel
 from relay_service.wire import h2
 from relay_service.wire.connection import ConnectionSettings
-from relay_service.wire.framing import frame
 from relay_service.wire.listener import Listener, ListenerSettings
 
 
