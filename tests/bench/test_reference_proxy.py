@@ -107,7 +107,8 @@ async def test_the_deadline_is_passed_on(upstream, method):
     handler, channel = upstream
     await first(invoke(channel, method, timeout=7), method)
     assert handler.time_left_s is not None
-    assert 5 < handler.time_left_s <= 7
+    # gRPC keeps deadlines on the wall clock, which may be slewed a little meanwhile.
+    assert 5 < handler.time_left_s <= 7.2
 
 
 @pytest.mark.parametrize("method", [UNARY, STREAM])
