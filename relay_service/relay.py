@@ -16,7 +16,7 @@ from relay_service.core.breakers import Breakers
 from relay_service.core.budget import RetryGate
 from relay_service.core.call import Call
 from relay_service.core.evidence import Safety
-from relay_service.core.limit import Outcome
+from relay_service.core.limit import LoadSign
 from relay_service.core.policy import NO_RETRY, MethodPolicy, RelayPolicy, RetryPolicy
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
@@ -255,7 +255,7 @@ class Relay:
             offer.displaced.shed(Reason.SHED_BY_CRITICALITY, now)
         return offer
 
-    def give_worker_back(self, outcome: Outcome, held_s: float, now: float) -> None:
+    def give_worker_back(self, outcome: LoadSign, held_s: float, now: float) -> None:
         """Count the attempt's end, and hand the worker on."""
         self._admission.release(outcome, held_s, now)
         self._hand_out(now)

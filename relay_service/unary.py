@@ -14,7 +14,7 @@ from relay_service.core.call import (
     RetryRefused,
     State,
 )
-from relay_service.core.limit import Outcome, outcome_of
+from relay_service.core.limit import LoadSign, load_sign_of
 from relay_service.core.reason import Reason
 from relay_service.core.verdict import Origin, Verdict
 from relay_service.forwarding import ForwardedCall, Host, Plan
@@ -29,7 +29,7 @@ class UnaryHost(Host, Protocol):
         """Ask for a worker; when QUEUED, `UnaryCall.worker_granted` or `UnaryCall.shed` follows, or
         `leave_queue` ends it."""
 
-    def give_worker_back(self, outcome: Outcome, held_s: float, now: float) -> None:
+    def give_worker_back(self, outcome: LoadSign, held_s: float, now: float) -> None:
         """The worker, held for so long, is free for the next in the queue."""
 
     def worker_unused(self, now: float) -> None:
@@ -164,7 +164,7 @@ class UnaryCall(ForwardedCall):
             since = self._worker_since
             if since is not None and isinstance(event, AttemptDone):
                 self._worker_since = None
-                self._host.give_worker_back(outcome_of(event.delivery, event.code), now - since, now)
+                self._host.give_worker_back(load_sign_of(event.delivery, event.code), now - since, now)
 
     def _finish(self, verdict: Verdict, now: float) -> None:
         if self._in_queue:

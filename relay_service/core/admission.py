@@ -25,7 +25,7 @@ from random import Random
 from typing import Any, Generic, TypeVar
 
 from relay_service.core.criticality import DEFAULT_CRITICALITY, Criticality
-from relay_service.core.limit import Outcome, make_limit
+from relay_service.core.limit import LoadSign, make_limit
 from relay_service.core.pace import DrainRate, ServiceTime
 from relay_service.core.policy import AdmissionPolicy, LimitKind
 from relay_service.core.reason import Reason
@@ -216,10 +216,10 @@ class Admission(Generic[Ticket]):
         self._queued += 1
         return _QUEUED if displaced is None else Offer(Admitted.QUEUED, displaced=displaced)
 
-    def release(self, outcome: Outcome, held_s: float, now: float) -> None:
+    def release(self, outcome: LoadSign, held_s: float, now: float) -> None:
         """Give back a worker that was held for so long; ask `grant` who gets it until it says None."""
         self._drain.count(now)
-        if outcome is not Outcome.IGNORED:
+        if outcome is not LoadSign.IGNORED:
             self._service.observe(held_s)
         self._limit.record(outcome, held_s, self._busy, now)
         self._busy -= 1

@@ -37,7 +37,7 @@ SMALL_LIMIT = 5.0
 """Here so few attempts are under way that they can hardly be what makes each other slow."""
 
 
-class Outcome(Enum):
+class LoadSign(Enum):
     """What an attempt's end says about load."""
 
     SUCCESS = "success"
@@ -50,19 +50,19 @@ class Outcome(Enum):
     """Nothing: the caller went away, it never left, or it failed for its own reasons."""
 
 
-def outcome_of(delivery: Delivery, code: Code) -> Outcome:
+def load_sign_of(delivery: Delivery, code: Code) -> LoadSign:
     """What an attempt that ended like this says about load. Failures that come fast say nothing."""
     match delivery, code:
         case (Delivery.NOT_SENT, _) | (_, Code.CANCELLED):
-            return Outcome.IGNORED
+            return LoadSign.IGNORED
         case (Delivery.UNANSWERED, _) | (_, Code.DEADLINE_EXCEEDED):
-            return Outcome.TIMED_OUT
+            return LoadSign.TIMED_OUT
         case _, Code.OK:
-            return Outcome.SUCCESS
+            return LoadSign.SUCCESS
         case _, Code.RESOURCE_EXHAUSTED:
-            return Outcome.REFUSED
+            return LoadSign.REFUSED
         case _:
-            return Outcome.IGNORED
+            return LoadSign.IGNORED
 
 
 class ConcurrencyLimit(Protocol):
@@ -76,7 +76,7 @@ class ConcurrencyLimit(Protocol):
     def baseline_s(self) -> float:
         """What an attempt takes without load; 0 where that is not known or not asked for."""
 
-    def record(self, outcome: Outcome, held_s: float, in_flight: int, now: float) -> None:
+    def record(self, outcome: LoadSign, held_s: float, in_flight: int, now: float) -> None:
         """An attempt ended after ``held_s``; ``in_flight`` were under way, this one included."""
 
 
@@ -101,7 +101,7 @@ class FixedLimit:
     def __init__(self, workers: int) -> None:
         self.limit = workers
 
-    def record(self, outcome: Outcome, held_s: float, in_flight: int, now: float) -> None:
+    def record(self, outcome: LoadSign, held_s: float, in_flight: int, now: float) -> None:
         """See `ConcurrencyLimit.record`: nothing is learned."""
 
 
@@ -137,9 +137,11 @@ class Sampler:
         self._sum_s = 0.0
         self._peak = 0
 
-    def add(self, outcome: Outcome, held_s: float, in_flight: int, now: float, limit: float) -> Window | None:
+    def add(
+        self, outcome: LoadSign, held_s: float, in_flight: int, now: float, limit: float
+    ) -> Window | None:
         """Count one attempt; the window that it completes, if it does."""
-        if outcome is Outcome.SUCCESS:
+        if outcome is LoadSign.SUCCESS:
             if now - held_s < self._since:
                 return None
             self._succeeded += 1
@@ -178,9 +180,9 @@ class AimdLimit:
         """See `ConcurrencyLimit.limit`."""
         return int(self._limit)
 
-    def record(self, outcome: Outcome, held_s: float, in_flight: int, now: float) -> None:
+    def record(self, outcome: LoadSign, held_s: float, in_flight: int, now: float) -> None:
         """See `ConcurrencyLimit.record`."""
-        if outcome is Outcome.IGNORED:
+        if outcome is LoadSign.IGNORED:
             return
         window = self._sampler.add(outcome, held_s, in_flight, now, self._limit)
         if window is None:
@@ -225,11 +227,11 @@ class GradientLimit:
         """See `ConcurrencyLimit.baseline_s`."""
         return self._baseline_s
 
-    def record(self, outcome: Outcome, held_s: float, in_flight: int, now: float) -> None:
+    def record(self, outcome: LoadSign, held_s: float, in_flight: int, now: float) -> None:
         """See `ConcurrencyLimit.record`."""
-        if outcome is Outcome.IGNORED:
+        if outcome is LoadSign.IGNORED:
             return
-        if outcome is Outcome.TIMED_OUT and held_s < TOLERANCE * self._baseline_s:
+        if outcome is LoadSign.TIMED_OUT and held_s < TOLERANCE * self._baseline_s:
             return  # it was given less time than an attempt needs: that is its caller's doing
         window = self._sampler.add(outcome, held_s, in_flight, now, self._limit)
         if window is not None:

@@ -18,7 +18,7 @@ from relay_service.core.admission import (
     Grant,
 )
 from relay_service.core.criticality import Criticality
-from relay_service.core.limit import Outcome
+from relay_service.core.limit import LoadSign
 from relay_service.core.pace import ServiceTime
 from relay_service.core.policy import AdmissionPolicy
 from relay_service.core.reason import Reason
@@ -32,7 +32,7 @@ CRITICAL_PLUS = Demand(Criticality.CRITICAL_PLUS)
 
 def handed(gate: Admission[Any], now: float = 0.0) -> Any:
     """One worker given back; the ticket it went to."""
-    gate.release(Outcome.SUCCESS, 0.0, now)
+    gate.release(LoadSign.SUCCESS, 0.0, now)
     grant = gate.grant(now)
     return grant.ticket if grant else None
 
@@ -258,7 +258,7 @@ def learned(observations: int = 100, *, workers: int = 1, quantile: float | None
     gate: Admission[str] = Admission(policy, -0.1 * observations)
     for number in range(observations):
         gate.offer("past", PLAIN, 0.1 * (number - observations))
-        gate.release(Outcome.SUCCESS, 0.1, 0.1 * (number + 1 - observations))
+        gate.release(LoadSign.SUCCESS, 0.1, 0.1 * (number + 1 - observations))
     for number in range(workers):
         gate.offer(f"running {number}", PLAIN, 0.0)
     return gate
@@ -293,7 +293,7 @@ def test_nothing_is_refused_for_its_deadline_when_that_is_switched_off() -> None
 
 def test_a_call_that_finds_a_worker_free_is_tried_however_little_time_it_has() -> None:
     gate = learned()
-    gate.release(Outcome.SUCCESS, 100.0, 0.0)
+    gate.release(LoadSign.SUCCESS, 100.0, 0.0)
     assert gate.offer("short", Demand(deadline=0.001), 0.0).admitted is Admitted.STARTED
 
 
@@ -308,7 +308,7 @@ def test_expired_work_is_never_started_and_hopeless_work_is_told_so() -> None:
     gate.offer("expired", Demand(deadline=0.3), 0.0)
     gate.offer("hopeless", Demand(deadline=0.55), 0.0)
     gate.offer("fine", Demand(deadline=0.9), 0.0)
-    gate.release(Outcome.SUCCESS, 0.1, 0.5)
+    gate.release(LoadSign.SUCCESS, 0.1, 0.5)
     assert gate.grant(0.5) == Grant("expired", Reason.DEADLINE_PASSED)
     assert gate.grant(0.5) == Grant("hopeless", Reason.DEADLINE_INFEASIBLE)
     assert gate.grant(0.5) == Grant("fine")

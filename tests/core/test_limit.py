@@ -13,9 +13,9 @@ from relay_service.core.limit import (
     ConcurrencyLimit,
     FixedLimit,
     GradientLimit,
-    Outcome,
+    LoadSign,
+    load_sign_of,
     make_limit,
-    outcome_of,
 )
 from relay_service.core.policy import AdmissionPolicy, LimitKind, LimitPolicy
 from relay_service.core.reason import Reason
@@ -40,7 +40,7 @@ def drive(
     latency: Latency,
     *,
     offered: int = 10_000,
-    outcome: Callable[[], Outcome] = lambda: Outcome.SUCCESS,
+    outcome: Callable[[], LoadSign] = lambda: LoadSign.SUCCESS,
 ) -> list[int]:
     """As many under way as the limit lets in, one ending after the other; the limits over time."""
     now, seen = since, []
@@ -79,7 +79,7 @@ def test_when_everything_times_out_alike_the_limit_falls_to_its_floor(kind: Limi
     """Netflix/concurrency-limits#137: samples without variance, and the limit grew to its ceiling."""
     limit = make_limit(AdmissionPolicy(limit=LimitPolicy(kind=kind, min=4, initial=20)), 0.0)
     drive(limit, 0.0, 5.0, HEALTHY)
-    drive(limit, 5.0, 1000.0, lambda _: 5.0, outcome=lambda: Outcome.TIMED_OUT)
+    drive(limit, 5.0, 1000.0, lambda _: 5.0, outcome=lambda: LoadSign.TIMED_OUT)
     assert limit.limit == 4
     drive(limit, 1000.0, 1020.0, HEALTHY)
     assert limit.limit >= 10
@@ -137,8 +137,8 @@ def test_the_smallest_limit_grows_when_all_is_well() -> None:
 def test_a_little_random_loss_does_not_pin_the_limit() -> None:
     rng = Random(3)
 
-    def outcome() -> Outcome:
-        return Outcome.TIMED_OUT if rng.random() < 0.02 else Outcome.SUCCESS
+    def outcome() -> LoadSign:
+        return LoadSign.TIMED_OUT if rng.random() < 0.02 else LoadSign.SUCCESS
 
     limit = gradient(initial=20)
     settled = drive(limit, 0.0, 60.0, HEALTHY, outcome=outcome)[-5000:]
@@ -150,14 +150,14 @@ def test_a_caller_with_too_little_patience_does_not_lower_the_limit() -> None:
     drive(limit, 0.0, 5.0, HEALTHY)
     before = limit.limit
     for number in range(1000):
-        limit.record(Outcome.TIMED_OUT, 0.001, 10, 5.0 + number * 0.01)
+        limit.record(LoadSign.TIMED_OUT, 0.001, 10, 5.0 + number * 0.01)
     assert limit.limit == before
 
 
 def test_callers_that_leave_change_nothing() -> None:
     limit = gradient(initial=20)
     for number in range(1000):
-        limit.record(Outcome.IGNORED, 10.0, 20, number * 0.01)
+        limit.record(LoadSign.IGNORED, 10.0, 20, number * 0.01)
     assert (limit.limit, limit.baseline_s) == (20, 0.0)
 
 
@@ -166,10 +166,10 @@ def test_aimd_adds_one_a_window_and_takes_a_tenth_for_loss_or_slowness() -> None
     seen = drive(limit, 0.0, 5.0, HEALTHY)
     assert {after - before for before, after in pairwise(seen)} <= {0, 1, -5, -6, -4}
     assert max(seen) <= 52  # 50 under way take 0.1 s
-    limit.record(Outcome.REFUSED, 0.01, 50, 100.0)
+    limit.record(LoadSign.REFUSED, 0.01, 50, 100.0)
     before = limit.limit
     for _ in range(20):
-        limit.record(Outcome.REFUSED, 0.01, 50, 200.0)
+        limit.record(LoadSign.REFUSED, 0.01, 50, 200.0)
     assert before * 0.7 <= limit.limit < before
 
 
@@ -182,22 +182,22 @@ def test_a_fixed_limit_stays_what_it_is() -> None:
 @pytest.mark.parametrize(
     ("delivery", "code", "expected"),
     [
-        (Delivery.ANSWERED, Code.OK, Outcome.SUCCESS),
-        (Delivery.ANSWERED, Code.RESOURCE_EXHAUSTED, Outcome.REFUSED),
-        (Delivery.ANSWERED, Code.DEADLINE_EXCEEDED, Outcome.TIMED_OUT),
-        (Delivery.ANSWERED, Code.UNAVAILABLE, Outcome.IGNORED),
-        (Delivery.ANSWERED, Code.NOT_FOUND, Outcome.IGNORED),
-        (Delivery.UNANSWERED, Code.UNAVAILABLE, Outcome.TIMED_OUT),
-        (Delivery.UNANSWERED, Code.DEADLINE_EXCEEDED, Outcome.TIMED_OUT),
-        (Delivery.UNANSWERED, Code.CANCELLED, Outcome.IGNORED),
-        (Delivery.NOT_SENT, Code.UNAVAILABLE, Outcome.IGNORED),
-        (Delivery.NOT_SENT, Code.DEADLINE_EXCEEDED, Outcome.IGNORED),
+        (Delivery.ANSWERED, Code.OK, LoadSign.SUCCESS),
+        (Delivery.ANSWERED, Code.RESOURCE_EXHAUSTED, LoadSign.REFUSED),
+        (Delivery.ANSWERED, Code.DEADLINE_EXCEEDED, LoadSign.TIMED_OUT),
+        (Delivery.ANSWERED, Code.UNAVAILABLE, LoadSign.IGNORED),
+        (Delivery.ANSWERED, Code.NOT_FOUND, LoadSign.IGNORED),
+        (Delivery.UNANSWERED, Code.UNAVAILABLE, LoadSign.TIMED_OUT),
+        (Delivery.UNANSWERED, Code.DEADLINE_EXCEEDED, LoadSign.TIMED_OUT),
+        (Delivery.UNANSWERED, Code.CANCELLED, LoadSign.IGNORED),
+        (Delivery.NOT_SENT, Code.UNAVAILABLE, LoadSign.IGNORED),
+        (Delivery.NOT_SENT, Code.DEADLINE_EXCEEDED, LoadSign.IGNORED),
     ],
 )
 def test_only_what_says_something_about_load_counts(
-    delivery: Delivery, code: Code, expected: Outcome
+    delivery: Delivery, code: Code, expected: LoadSign
 ) -> None:
-    assert outcome_of(delivery, code) is expected
+    assert load_sign_of(delivery, code) is expected
 
 
 def test_the_workers_follow_the_limit_up_and_down() -> None:
@@ -208,7 +208,7 @@ def test_the_workers_follow_the_limit_up_and_down() -> None:
     assert (gate.workers, gate.busy, gate.queued) == (20, 20, 20)
     for _ in range(4):  # two windows without an answer
         for _ in range(5):
-            gate.release(Outcome.TIMED_OUT, 5.0, 5.0)
+            gate.release(LoadSign.TIMED_OUT, 5.0, 5.0)
         assert gate.grant(5.0) is None or gate.busy <= gate.workers
     assert gate.workers < 20
     assert gate.busy <= gate.workers
