@@ -13,6 +13,7 @@ from dataclasses import replace
 from google.protobuf.message import DecodeError
 
 from protos.relay.v1.relay_pb2 import RelayRequest, RelayResponse
+from relay_service.contract import header
 from relay_service.core.names import is_method_name
 from relay_service.core.policy import RelayPolicy
 from relay_service.core.reason import Reason
@@ -24,7 +25,8 @@ from relay_service.relay import Relay
 
 METHOD = "relay.v1.RelayService/Relay"
 
-_ENCODINGS = (b"grpc-encoding", b"grpc-accept-encoding")
+ENCODING = b"grpc-encoding"
+_ENCODINGS = (ENCODING, b"grpc-accept-encoding")
 _WINDOW_BITS = {b"gzip": 31, b"deflate": 15}
 TYPE_URL_PREFIX = "type.googleapis.com/"
 
@@ -197,7 +199,7 @@ class EnvelopeReply:
         if code is not Code.OK:
             self._reply.send_trailers(code, message, trailers)
             return
-        encoding = next((value for name, value in self._headers if name == b"grpc-encoding"), None)
+        encoding = header(self._headers, ENCODING)
         try:
             value = unframe(self._collected, encoding, self._max_bytes)
         except EnvelopeError as error:
@@ -245,7 +247,7 @@ def unframe(framed: bytes, encoding: bytes | None, max_bytes: int) -> bytes:
 
 
 def _parse(head: CallHead, framed: bytes, max_bytes: int) -> RelayRequest:
-    encoding = next((value for name, value in head.metadata if name == b"grpc-encoding"), None)
+    encoding = header(head.metadata, ENCODING)
     try:
         request = RelayRequest.FromString(unframe(framed, encoding, max_bytes))
     except DecodeError:
