@@ -143,6 +143,7 @@ class Calls:
     ) -> AsyncIterator[AfterEffect]:
         """Draw the call's faults, let them strike around the body; yields what strikes after the effect."""
         strike = self._board.draw(method, self._own_faults(_values(metadata, FAULT_METADATA_KEY)))
+        lifted = self._board.lifted
         if strike.names:
             span.struck(strike.names)
             self._log.debug("fault", rpc_method=method, fault=strike.names, **span.ids())
@@ -150,13 +151,15 @@ class Calls:
             await asyncio.sleep(strike.latency_s)
 
         async def after_effect() -> None:
-            await self._meet(strike.ending, Moment.AFTER_EFFECT, span)
+            await self._meet(strike.ending, Moment.AFTER_EFFECT, lifted, span)
 
-        await self._meet(strike.ending, Moment.BEFORE_EFFECT, span)
+        await self._meet(strike.ending, Moment.BEFORE_EFFECT, lifted, span)
         yield after_effect
         await after_effect()
 
-    async def _meet(self, ending: Failure | Hang | Crash | None, moment: Moment, span: CallSpan) -> None:
+    async def _meet(
+        self, ending: Failure | Hang | Crash | None, moment: Moment, lifted: asyncio.Event, span: CallSpan
+    ) -> None:
         if ending is None or ending.moment is not moment:
             return
         match ending:
@@ -164,7 +167,7 @@ class Calls:
                 trailers = () if pushback_ms is None else ((PUSHBACK_TRAILER, str(pushback_ms)),)
                 raise CallFailedError(status_of(code), message, trailers)
             case Hang():
-                await self._board.hang()
+                await lifted.wait()
                 raise CallFailedError(grpc.StatusCode.UNAVAILABLE, "the call hung until the fault was lifted")
             case Crash():
                 self._log.warning("crash", reason="a fault asked for it", **span.ids())

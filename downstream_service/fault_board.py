@@ -57,16 +57,20 @@ class FaultBoard:
         capacity = self._request.capacity if self._request.HasField("capacity") else None
         return fault_pb2.GetFaultsResponse(faults=states, capacity=capacity, seed=self._seed)
 
-    async def hang(self) -> None:
-        """Wait until the faults are replaced or the service shuts down, or the caller's deadline."""
-        if not self._shut_down:
-            await self._lifted.wait()
+    @property
+    def lifted(self) -> asyncio.Event:
+        """Set once the faults that are drawn now are replaced, or the service shuts down.
+
+        A call takes it together with its draw: it may hang only later, after its effect.
+        """
+        return self._lifted
 
     def shut_down(self) -> None:
         """End every hang, now and later, so that no call outlives the service's grace for a fault's sake."""
+        self._lifted.set()
         self._shut_down = True
-        self._lift_hangs()
 
     def _lift_hangs(self) -> None:
-        lifted, self._lifted = self._lifted, asyncio.Event()
-        lifted.set()
+        if not self._shut_down:
+            self._lifted.set()
+            self._lifted = asyncio.Event()
