@@ -5,7 +5,7 @@ Promises (the conformance suite in tests/stores holds every engine to them):
 - A method that returns has committed, as durably as `Durability` says; one that raises
   `StoreUnavailableError` may or may not have, and can be called again with the same arguments to the same
   effect.
-- Every write of an owner carries its fence. With a fence that is not the newest it changes nothing and says so.
+- Every write of an owner carries its fence. An outdated fence changes nothing and is told so.
 - The store has a clock of its own, in Unix seconds, that never runs backwards and takes no step when the
   machine's wall clock does; callers give durations and get times of that clock.
 - Nothing is found by scanning: each look-up has an index, each listing a page.
@@ -93,7 +93,7 @@ class IdempotencyStore(Protocol):
         ``timeout_s``; returns the record as it is then. Waiting polls nothing and holds no connection."""
 
     async def ambiguous(self, *, tenant: str | None, after: str, limit: int) -> tuple[Sequence[Record], str]:
-        """A page of keys whose outcome is unknown (leases that ran out included), and the next one's token."""
+        """A page of keys whose outcome is unknown (leases that ran out included), and the next token."""
 
     async def sweep_keys(self, *, tombstone_s: float, limit: int) -> int:
         """Turn expired answers into tombstones and forget old tombstones; returns how many were touched."""
