@@ -89,7 +89,8 @@ class Upstream:
     """Implements `relay_service.ports.UpstreamPort` over HTTP/2 connections to ``target``.
 
     ``target`` is ``host:port`` or ``unix:path``. `open` begins to connect and does not wait; `close` ends.
-    ``rng`` draws the jitter; ``on_connected`` hears of every new connection. ``tls`` must offer ALPN ``h2``.
+    ``rng`` draws the jitter; ``on_connected`` hears of every new connection. ``tls`` must offer ALPN ``h2``;
+    ``server_name`` is whose certificate the upstream must show, the target's host when empty.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Upstream:
         *,
         rng: random.Random,
         tls: ssl.SSLContext | None = None,
+        server_name: str = "",
         clock: Callable[[], float] = time.monotonic,
         on_connected: Callable[[], None] | None = None,
     ) -> None:
@@ -112,6 +114,7 @@ class Upstream:
         self._settings = settings or UpstreamSettings()
         self._rng = rng
         self._tls = tls
+        self._server_name = server_name
         self._clock = clock
         self._template = RequestTemplate("https" if tls else "http", self._target.authority)
         self._live: dict[ClientConnection, float] = {}
@@ -328,7 +331,12 @@ class Upstream:
         settings = self._settings
         try:
             connection = await dial(
-                self._target, self._make_connection, settings.connect_timeout_s, self._tls, turn=self._dialled
+                self._target,
+                self._make_connection,
+                settings.connect_timeout_s,
+                self._tls,
+                server_name=self._server_name,
+                turn=self._dialled,
             )
         except (OSError, UnicodeError) as error:  # UnicodeError: a host name that cannot be one
             self._on_dial_failed(error)
