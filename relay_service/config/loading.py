@@ -89,7 +89,7 @@ def _upstreams(merged: Merged, target: str) -> dict[str, UpstreamPolicy]:
 def _upstream(block: UpstreamBlock) -> UpstreamPolicy:
     given = block.fields_given()
     tls = given.pop("tls", None)
-    return UpstreamPolicy(**given, tls=UpstreamTls(**tls.fields_given()) if tls else None)
+    return UpstreamPolicy(**given, tls=UpstreamTls(**tls.fields_given()) if tls is not None else None)
 
 
 def _unmet_routes(merged: Merged, upstreams: Mapping[str, UpstreamPolicy], where: str) -> Iterable[Problem]:

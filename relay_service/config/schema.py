@@ -72,7 +72,7 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 ServiceName = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*$", max_length=255)]
 MethodName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$", max_length=255)]
 UpstreamName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]{0,62}$")]
-FileName = Annotated[str, Field(max_length=4096)]
+FileName = Annotated[str, Field(min_length=1, max_length=4096)]
 Ratio = Annotated[float, Field(gt=0, le=1)]
 Switch = Literal[
     "retry", "retryBudget", "retryThrottling", "breaker", "admission", "attemptTimeout", "deadlines"
@@ -169,14 +169,14 @@ class MethodBlock(Block):
 class TlsBlock(Block):
     """``tls`` of one of ``relay.upstreams``; empty means the system's authorities and no certificate."""
 
-    ca: FileName = ""
-    certificate: FileName = ""
-    key: FileName = ""
-    server_name: FileName = ""
+    ca: FileName | None = None
+    certificate: FileName | None = None
+    key: FileName | None = None
+    server_name: FileName | None = None
 
     @model_validator(mode="after")
     def _together(self) -> "TlsBlock":
-        if bool(self.certificate) != bool(self.key):
+        if (self.certificate is None) != (self.key is None):
             raise ValueError("must hold certificate and key together or neither")
         return self
 
