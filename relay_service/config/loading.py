@@ -8,7 +8,7 @@ from relay_service.config.addresses import parse_target
 from relay_service.config.document import Document, layers, read_document
 from relay_service.config.merge import Merged, merge
 from relay_service.config.problems import ConfigError, Problem, shown
-from relay_service.config.schema import MethodConfig, UpstreamBlock
+from relay_service.config.schema import MethodConfig, TlsBlock, UpstreamBlock
 from relay_service.config.settings import Settings
 from relay_service.core.evidence import Safety
 from relay_service.core.policy import (
@@ -89,7 +89,11 @@ def _upstreams(merged: Merged, target: str) -> dict[str, UpstreamPolicy]:
 def _upstream(block: UpstreamBlock) -> UpstreamPolicy:
     given = block.fields_given()
     tls = given.pop("tls", None)
-    return UpstreamPolicy(**given, tls=UpstreamTls(**tls.fields_given()) if tls is not None else None)
+    return UpstreamPolicy(**given, tls=_tls(tls) if tls is not None else None)
+
+
+def _tls(block: TlsBlock) -> UpstreamTls:
+    return UpstreamTls(**{name: value for name, value in block.fields_given().items() if value is not None})
 
 
 def _unmet_routes(merged: Merged, upstreams: Mapping[str, UpstreamPolicy], where: str) -> Iterable[Problem]:
