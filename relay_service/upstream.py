@@ -18,7 +18,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
-from relay_service.core.evidence import Delivery
 from relay_service.ports import Attempt, AttemptSink, Headers, TimerHandle, Timers
 from relay_service.wire.client import ClientConnection, ClientState
 from relay_service.wire.client_stream import ClientStream
@@ -151,7 +150,7 @@ class Upstream:
         else:
             reason = self._why_away(state)
         self.counters.attempts_unsent += 1
-        asyncio.get_running_loop().call_soon(stream.on_lost, Delivery.NOT_SENT, reason)
+        asyncio.get_running_loop().call_soon(stream.on_lost, reason)
         return stream
 
     @property
@@ -247,7 +246,7 @@ class Upstream:
         waiting, self._waiting = self._waiting, OrderedDict()
         for stream in waiting:
             self.counters.attempts_unsent += 1
-            guarded(stream.on_lost, Delivery.NOT_SENT, reason)
+            guarded(stream.on_lost, reason)
 
     def _why_away(self, state: UpstreamState) -> str:
         if state is UpstreamState.CLOSED:
