@@ -195,6 +195,8 @@ async def test_text_that_the_server_cannot_hold_is_kept_but_for_that(
 
 async def test_an_address_that_cannot_be_read_is_refused_without_its_password() -> None:
     with pytest.raises(StoreError, match="percent-encoded") as refused:
-        await engine_from("postgres://relay:pass/wor:d@h:x/relay").open()
-    assert "wor" not in str(refused.value)
+        await engine_from("postgres://relay:Tr0ub/4d:0r@h:x/relay").open()
+    assert not {"Tr0ub", "4d", "0r@"} & {
+        part for part in ("Tr0ub", "4d", "0r@") if part in str(refused.value)
+    }
     assert refused.value.__cause__ is None
