@@ -28,6 +28,7 @@ from relay_service.envelope import EnvelopeOpener
 from relay_service.overview import Overview
 from relay_service.relay import Relay
 from relay_service.telemetry.breakers import BreakerCollector
+from relay_service.telemetry.callers import CallersCollector
 from relay_service.telemetry.exposition import AdmissionCollector
 from relay_service.telemetry.log_stream import BackgroundStream
 from relay_service.telemetry.logs import configure_logging
@@ -122,9 +123,12 @@ class App:
         )
         self.telemetry.registry.register(AdmissionCollector(self.relay.admission.state))
         self.telemetry.registry.register(BreakerCollector(self._breakers))
-        self.overview = Overview(self.relay, self.upstreams, self.telemetry, time.monotonic)
         opener = EnvelopeOpener(self.relay, policy, catalog)
         self.listener = Listener(opener.on_call, self.timers, _listener_settings(policy))
+        self.telemetry.registry.register(CallersCollector(self.listener.status))
+        self.overview = Overview(
+            self.relay, self.upstreams, self.telemetry, time.monotonic, callers=self.listener.status
+        )
         self.control = ControlPlane(
             ControlSettings(admin_address=settings.admin_listen),
             health=self.overview,
@@ -308,4 +312,8 @@ def _listener_settings(policy: RelayPolicy) -> ListenerSettings:
     admission = policy.admission
     streams_max = 2 * (admission.queue_capacity + admission.workers_max) + admission.max_streams + 1
     limits = Limits(streams_max=max(Limits().streams_max, streams_max))
-    return ListenerSettings(connection=ConnectionSettings(limits=limits, handshake_timeout_s=5.0))
+    return ListenerSettings(
+        connection=ConnectionSettings(limits=limits, handshake_timeout_s=5.0),
+        connections_max=policy.callers.connections,
+        connections_per_peer_max=policy.callers.connections_per_peer,
+    )
