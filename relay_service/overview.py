@@ -3,7 +3,15 @@
 import time
 from collections.abc import Callable, Mapping
 
-from relay_service.control.sources import Health, QueueStatus, Stats, TelemetryStatus, UpstreamStatus
+from relay_service.control.sources import (
+    Health,
+    HedgingStatus,
+    QueueStatus,
+    Stats,
+    TelemetryStatus,
+    UpstreamStatus,
+)
+from relay_service.hedge_lane import HedgeLane
 from relay_service.relay import Relay
 from relay_service.telemetry.observer import Telemetry
 from relay_service.upstream import Upstream, UpstreamState
@@ -16,11 +24,17 @@ class Overview:
     """
 
     def __init__(
-        self, relay: Relay, upstreams: Mapping[str, Upstream], telemetry: Telemetry, now: Callable[[], float]
+        self,
+        relay: Relay,
+        upstreams: Mapping[str, Upstream],
+        hedge_lanes: Mapping[str, HedgeLane],
+        telemetry: Telemetry,
+        now: Callable[[], float],
     ) -> None:
         self.draining = False
         self._relay = relay
         self._upstreams = upstreams
+        self._hedge_lanes = hedge_lanes
         self._telemetry = telemetry
         self._now = now
         self._started_at = now()
@@ -59,6 +73,12 @@ class Overview:
             admission=admission.state(),
         )
 
+    def _hedging(self, name: str) -> HedgingStatus | None:
+        lane = self._hedge_lanes.get(name)
+        if lane is None:
+            return None
+        return HedgingStatus(lane.connections, self._relay.hedging[name].state())
+
     def _upstream(self, name: str, upstream: Upstream, now: float) -> UpstreamStatus:
         return UpstreamStatus(
             name=name,
@@ -71,4 +91,5 @@ class Overview:
             last_error=upstream.counters.last_error,
             retry_budget=self._relay.gates[name].state(),
             breakers=self._relay.breakers.of_upstream(name, now),
+            hedging=self._hedging(name),
         )

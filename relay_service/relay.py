@@ -8,6 +8,7 @@ the headers is decided there, before anything is allocated for the call.
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from random import Random
+from types import MappingProxyType
 
 from relay_service import contract
 from relay_service.core.admission import Admission, Demand, Offer
@@ -16,6 +17,8 @@ from relay_service.core.breakers import Breakers
 from relay_service.core.budget import RetryGate
 from relay_service.core.call import Call
 from relay_service.core.evidence import Safety
+from relay_service.core.hedge import Hedging
+from relay_service.core.hedged import Hedges
 from relay_service.core.limit import LoadSign
 from relay_service.core.policy import NO_RETRY, MethodPolicy, RelayPolicy, RetryPolicy
 from relay_service.core.reason import Reason
@@ -63,8 +66,9 @@ class Relay:
     """Decides about every call; owns admission, the retry gates and the breakers.
 
     ``own_services`` names the services answered by the control plane and the upstream that leads there.
-    ``now`` and ``rng`` come from the composition root, so that nothing below reads a clock or draws
-    on its own.
+    ``hedge_upstreams`` are the same upstreams by name, over connections of their own; a call to one that
+    is not there is never hedged. ``now`` and ``rng`` come from the composition root, so that nothing below
+    reads a clock or draws on its own.
     """
 
     def __init__(
@@ -78,11 +82,13 @@ class Relay:
         now: Callable[[], float],
         rng: Random,
         own_services: Mapping[str, UpstreamPort],
+        hedge_upstreams: Mapping[str, UpstreamPort] = MappingProxyType({}),
     ) -> None:
         self.timers = timers
         self.now = now
         self._policy = policy
         self._upstreams = upstreams
+        self._hedge_upstreams = hedge_upstreams
         self._own_services = own_services
         self._catalog = catalog
         self._observer = observer
@@ -90,6 +96,7 @@ class Relay:
         self._admission: Admission[UnaryCall] = Admission(policy.admission, now())
         self._gates = {name: RetryGate(policy.budget, policy.throttling, now()) for name in policy.upstreams}
         self._breakers = Breakers(policy, now())
+        self._hedging = {name: Hedging() for name in policy.upstreams}
         self._own_gate = RetryGate(None, None, now())
         self._in_flight = 0
         self._held_bytes = 0
@@ -112,6 +119,11 @@ class Relay:
     def breakers(self) -> Breakers:
         """The circuit breakers."""
         return self._breakers
+
+    @property
+    def hedging(self) -> Mapping[str, Hedging]:
+        """What was learned of each upstream's methods, and what became of the hedges."""
+        return self._hedging
 
     @property
     def in_flight(self) -> int:
@@ -201,6 +213,7 @@ class Relay:
             policy,
             deadline,
             Demand(contract.criticality(head.metadata), deadline),
+            hedge_upstream=self._hedge_upstreams.get(upstream),
         )
         machine = Call(
             policy.retry if hops == 0 else _single_attempt(policy.retry),
@@ -212,10 +225,21 @@ class Relay:
             rng=self._rng,
             streaming=not unary,
             breaker=breaker,
+            hedges=self._hedges(plan, upstream) if unary and hops == 0 else None,
         )
         if unary:
             return self._unary(plan, machine, reply, observer, now)
         return self._stream(plan, machine, reply, observer, now)
+
+    def _hedges(self, plan: Plan, upstream: str) -> Hedges | None:
+        """What the call needs to be hedged, when its policy wants that.
+
+        A call that came through another relay is left to that one, as with retries.
+        """
+        policy = plan.policy.hedging
+        if policy is None or plan.hedge_upstream is None:
+            return None
+        return Hedges(self._hedging[upstream], plan.method, policy)
 
     def _check_breaker(self, breaker: CircuitBreaker | None, now: float) -> None:
         """Refuse at the headers what the breaker would refuse later, before it costs anything."""
@@ -254,6 +278,10 @@ class Relay:
         if offer.displaced is not None:
             offer.displaced.shed(Reason.SHED_BY_CRITICALITY, now)
         return offer
+
+    def take_spare_worker(self) -> bool:
+        """A worker for what is not worth waiting for."""
+        return self._admission.take_spare()
 
     def give_worker_back(self, outcome: LoadSign, held_s: float, now: float) -> None:
         """Count the attempt's end, and hand the worker on."""

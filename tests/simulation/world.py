@@ -227,7 +227,7 @@ class CallObserver:
 
     def __init__(self, parent: Observer, call_id: bytes) -> None:
         self._parent, self._call_id = parent, call_id
-        self._running = 0
+        self._running: set[int] = set()
         self._waiting = False
         self._over = False
 
@@ -241,17 +241,23 @@ class CallObserver:
         self._waiting = False
 
     def attempt_started(self, number: int, upstream: str, now: float) -> Headers:
-        assert self._running == 0
-        self._running = number
+        assert not self._running
+        return self._started(number)
+
+    def hedge_started(self, number: int, upstream: str, now: float) -> Headers:
+        assert self._running, "a hedge is made beside something"
+        return self._started(number)
+
+    def _started(self, number: int) -> Headers:
+        self._running.add(number)
         return ((b"traceparent", b"00-%032d-%016d-00" % (1, number)),)
 
     def attempt_ended(self, number: int, peer: str, end: AttemptEnd, evidence: Evidence, now: float) -> None:
-        assert self._running == number
-        self._running = 0
+        self._running.remove(number)
 
     def finished(self, verdict: Verdict, now: float) -> None:
         assert not self._over, "a call ended twice"
-        assert self._running == 0
+        assert not self._running
         self._over = True
         self._parent.by_fate[verdict.fate] += 1
         self._parent.verdicts[self._call_id] = verdict
