@@ -2,8 +2,8 @@
 
 An attempt that is slower than most of its method's is often slow by bad luck (a lost packet, a busy
 replica, a pause), and a second one, made on another connection, is likely to be faster. So the wait before
-a hedge is a quantile of what the method's first attempts take, learned while they run: with 0.95 at most
-one call in twenty is hedged, whatever the distribution, and also when it changes.
+a hedge is a quantile of what the method's first attempts take, learned while they run: with 0.95 about one
+call in twenty is hedged, a little less on purpose, whatever the distribution, and also after it changed.
 
 For that bound every first attempt counts that outlived the wait, answered or not. If those that lost
 against their hedge were left out, each hedge would make the method look faster, and more be hedged.
@@ -17,6 +17,9 @@ from relay_service.core.breaker import CircuitBreaker
 from relay_service.core.budget import RetryGate
 from relay_service.core.pace import LearnedQuantile
 from relay_service.core.policy import HedgePolicy
+
+MARGIN = 0.1
+"""The share of hedges aimed at is by so much smaller than the policy says, since what is learned sways."""
 
 METHODS_MAX = 200
 """Methods of one upstream whose latency is learned; calls of others are not hedged by a quantile."""
@@ -55,14 +58,18 @@ class HedgingState:
 
 
 class MethodLatency:
-    """How long the first attempts of a method take: exactly for the first ``min_samples``, then learned."""
+    """How long the first attempts of a method take: exactly for the first ``min_samples``, then learned.
+
+    What is counted then is whether attempts outlive the estimate that stood when they began, so that the
+    share of those is what the learning holds: not of those that outlive what it has become since.
+    """
 
     __slots__ = ("_first_s", "_learned", "_min_samples")
 
     def __init__(self, quantile: float, min_samples: int) -> None:
         self._min_samples = min_samples
         self._first_s: list[float] | None = []
-        self._learned = LearnedQuantile(quantile)
+        self._learned = LearnedQuantile(1 - (1 - MARGIN) * (1 - quantile))
 
     @property
     def samples(self) -> int:
@@ -74,20 +81,29 @@ class MethodLatency:
         """The quantile; None before ``min_samples``."""
         return self._learned.quantile_s if self._first_s is None else None
 
-    def answered(self, took_s: float) -> None:
-        """A first attempt was answered after so long."""
-        if self._first_s is None:
-            self._learned.observe(took_s)
-            return
-        self._first_s.append(took_s)
-        if len(self._first_s) >= self._min_samples:
-            self._learned.begin_with(self._first_s)
-            self._first_s = None
+    def answered(self, took_s: float, estimate_s: float | None) -> None:
+        """Answered after so long; ``estimate_s`` is what `quantile_s` was at its start."""
+        if estimate_s is not None:
+            self._outlived_or_not(took_s, estimate_s)
+        elif self._first_s is not None:
+            self._note(self._first_s, took_s)
 
-    def unanswered(self, lasted_s: float) -> None:
-        """A first attempt ended without an answer: it would have taken longer than that."""
-        if self._first_s is None and lasted_s >= self._learned.quantile_s:
-            self._learned.observe(lasted_s)
+    def unanswered(self, lasted_s: float, estimate_s: float | None) -> None:
+        """A first attempt ended without an answer, which would have taken longer than that."""
+        if estimate_s is not None and lasted_s >= estimate_s:
+            self._learned.count_above()
+
+    def _outlived_or_not(self, took_s: float, estimate_s: float) -> None:
+        if took_s < estimate_s:
+            self._learned.count_below()
+        else:
+            self._learned.count_above()
+
+    def _note(self, first_s: list[float], took_s: float) -> None:
+        first_s.append(took_s)
+        if len(first_s) >= self._min_samples:
+            self._learned.begin_with(first_s)
+            self._first_s = None
 
 
 class Hedging:
@@ -103,16 +119,18 @@ class Hedging:
         self._started = self._won = self._cancelled = 0
         self._held_back = dict.fromkeys(HeldBack, 0)
 
-    def wait_s(self, method: str, policy: HedgePolicy) -> float | None:
-        """How long an attempt is waited for before it is hedged; None when that is not known yet."""
-        if policy.quantile is None:
-            return policy.min_delay_s
+    def latency_s(self, method: str) -> float | None:
+        """The learned quantile of what the method's first attempts take; None when not enough were seen."""
         latency = self._methods.get(method)
-        quantile_s = None if latency is None else latency.quantile_s
-        return None if quantile_s is None else max(policy.min_delay_s, quantile_s)
+        return None if latency is None else latency.quantile_s
 
-    def first_answered(self, method: str, policy: HedgePolicy, took_s: float) -> None:
-        """A call's first attempt was answered, in a way that another would not change."""
+    def first_answered(
+        self, method: str, policy: HedgePolicy, took_s: float, estimate_s: float | None
+    ) -> None:
+        """A call's first attempt was answered, in a way that another would not change.
+
+        ``estimate_s`` is what `latency_s` said when it began.
+        """
         if policy.quantile is None:
             return
         latency = self._methods.get(method)
@@ -120,13 +138,13 @@ class Hedging:
             if len(self._methods) >= METHODS_MAX:
                 return
             latency = self._methods[method] = MethodLatency(policy.quantile, policy.min_samples)
-        latency.answered(took_s)
+        latency.answered(took_s, estimate_s)
 
-    def first_unanswered(self, method: str, lasted_s: float) -> None:
+    def first_unanswered(self, method: str, lasted_s: float, estimate_s: float | None) -> None:
         """A call's first attempt failed, or was given up, after so long."""
         latency = self._methods.get(method)
         if latency is not None:
-            latency.unanswered(lasted_s)
+            latency.unanswered(lasted_s, estimate_s)
 
     def may_start(
         self, gate: RetryGate, breaker: CircuitBreaker | None, time_left_s: float, needs_s: float, now: float

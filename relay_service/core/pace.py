@@ -52,12 +52,24 @@ class LearnedQuantile:
 
     def observe(self, took_s: float) -> None:
         """One more."""
-        self.observations += 1
-        if self.observations == 1:
-            self.quantile_s = took_s
+        if self.observations == 0:
+            self.observations, self.quantile_s = 1, took_s
+        elif took_s < self.quantile_s:
+            self.count_below()
         else:
-            below = 1.0 if took_s < self.quantile_s else 0.0
-            self.quantile_s *= math.exp(self._weight * (self._quantile - below))
+            self.count_above()
+
+    def count_below(self) -> None:
+        """One more, that was shorter than the estimate."""
+        self._move(self._quantile - 1.0)
+
+    def count_above(self) -> None:
+        """One more, that was longer."""
+        self._move(self._quantile)
+
+    def _move(self, step: float) -> None:
+        self.observations += 1
+        self.quantile_s *= math.exp(self._weight * step)
 
     def begin_with(self, durations_s: Sequence[float]) -> None:
         """Start from what the first few say exactly, rather than from the very first of them."""

@@ -81,7 +81,7 @@ class RetryPolicy:
 NO_RETRY = RetryPolicy(max_attempts=1)
 
 HEDGE_QUANTILE = 0.95
-"""With it at most one attempt in twenty is hedged."""
+"""With it at most one call in twenty is hedged."""
 
 
 @dataclass(frozen=True, slots=True)
