@@ -4,38 +4,33 @@ A hedge is a bet that the first attempt is slow by bad luck. On the same connect
 luck: a lost packet holds up everything behind it, and a connection that is dead is dead for both.
 """
 
-from collections.abc import Callable
-
 from relay_service.ports import Attempt, AttemptSink, Headers
 from relay_service.upstream import Upstream
 
 
 class HedgeLane:
-    """Implements `relay_service.ports.UpstreamPort` over an `Upstream` of its own, connected on first need.
+    """Implements `relay_service.ports.UpstreamPort` over an `Upstream` of its own, opened on first need.
 
     From then on its connection rests between hedges, watched and replaced like any other.
     """
 
-    def __init__(self, name: str, make_upstream: Callable[[], Upstream]) -> None:
-        self.name = name
-        self._make_upstream = make_upstream
-        self._upstream: Upstream | None = None
+    def __init__(self, upstream: Upstream) -> None:
+        self.name = upstream.name
+        self._upstream = upstream
+        self._opened = False
 
     def start(self, method: str, metadata: Headers, timeout_s: float | None, sink: AttemptSink) -> Attempt:
         """Begin an attempt; the first one waits for its connection."""
-        if self._upstream is None:
-            self._upstream = self._make_upstream()
+        if not self._opened:
+            self._opened = True
             self._upstream.open()
         return self._upstream.start(method, metadata, timeout_s, sink)
 
     @property
     def connections(self) -> int:
         """Connections that may take hedges now."""
-        return self._upstream.connections if self._upstream is not None else 0
+        return self._upstream.connections
 
     async def close(self, grace_s: float) -> None:
         """Start nothing more; let hedges end for ``grace_s``, then drop them."""
-        if self._upstream is None:
-            # Never connected, but closed all the same: a hedge made now must fail, not open it.
-            self._upstream = self._make_upstream()
         await self._upstream.close(grace_s)

@@ -12,6 +12,7 @@ from relay_service.control.sources import (
     UpstreamStatus,
 )
 from relay_service.hedge_lane import HedgeLane
+from relay_service.ports import CallersStatus
 from relay_service.relay import Relay
 from relay_service.telemetry.observer import Telemetry
 from relay_service.upstream import Upstream, UpstreamState
@@ -27,9 +28,11 @@ class Overview:
         self,
         relay: Relay,
         upstreams: Mapping[str, Upstream],
-        hedge_lanes: Mapping[str, HedgeLane],
         telemetry: Telemetry,
         now: Callable[[], float],
+        *,
+        callers: Callable[[], CallersStatus],
+        hedge_lanes: Mapping[str, HedgeLane],
     ) -> None:
         self.draining = False
         self._relay = relay
@@ -37,6 +40,7 @@ class Overview:
         self._hedge_lanes = hedge_lanes
         self._telemetry = telemetry
         self._now = now
+        self._callers = callers
         self._started_at = now()
 
     def health(self) -> Health:
@@ -57,6 +61,7 @@ class Overview:
             queue=self._queue(now),
             upstreams=[self._upstream(name, upstream, now) for name, upstream in self._upstreams.items()],
             telemetry=TelemetryStatus(spans.exported, spans.dropped),
+            callers=self._callers(),
         )
 
     def _queue(self, now: float) -> QueueStatus:

@@ -9,7 +9,7 @@ Source of the gRPC part: https://github.com/grpc/grpc-proto/blob/master/grpc/ser
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
 from relay_service.config.addresses import parse_target
@@ -18,6 +18,7 @@ from relay_service.core.policy import (
     HEDGE_QUANTILE,
     AdmissionPolicy,
     BreakerPolicy,
+    CallersPolicy,
     HedgePolicy,
     MethodPolicy,
     RetryBudgetPolicy,
@@ -30,6 +31,7 @@ _METHOD = MethodPolicy()
 _UPSTREAM = UpstreamPolicy(target="host:1")
 _ADMISSION = AdmissionPolicy()
 _BUDGET = RetryBudgetPolicy()
+_CALLERS = CallersPolicy()
 _BREAKER = BreakerPolicy()
 _HEDGING = HedgePolicy()
 
@@ -75,6 +77,7 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 ServiceName = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*$", max_length=255)]
 MethodName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$", max_length=255)]
 UpstreamName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]{0,62}$")]
+FileName = Annotated[str, Field(min_length=1, max_length=4096)]
 Ratio = Annotated[float, Field(gt=0, le=1)]
 Switch = Literal[
     "retry",
@@ -194,6 +197,21 @@ class MethodBlock(Block):
     breaker: BreakerBlock | None = None
 
 
+class TlsBlock(Block):
+    """``tls`` of one of ``relay.upstreams``; empty means the system's authorities and no certificate."""
+
+    ca: FileName | None = None
+    certificate: FileName | None = None
+    key: FileName | None = None
+    server_name: FileName | None = None
+
+    @model_validator(mode="after")
+    def _together(self) -> "TlsBlock":
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("must hold certificate and key together or neither")
+        return self
+
+
 class UpstreamBlock(Block):
     """One of ``relay.upstreams``."""
 
@@ -205,6 +223,7 @@ class UpstreamBlock(Block):
     reconnect_backoff_min_s: PositiveDuration = _UPSTREAM.reconnect_backoff_min_s
     reconnect_backoff_max_s: PositiveDuration = _UPSTREAM.reconnect_backoff_max_s
     patience_s: Duration = _UPSTREAM.patience_s
+    tls: TlsBlock | None = None
 
 
 class RouteBlock(Block):
@@ -237,6 +256,13 @@ class AdmissionBlock(Block):
     feasibility_quantile: Annotated[float, Field(ge=0.01, le=0.99)] | None = _ADMISSION.feasibility_quantile
 
 
+class CallersBlock(Block):
+    """``relay.callers``."""
+
+    connections: Annotated[int, Field(ge=1, le=1_000_000)] = _CALLERS.connections
+    connections_per_peer: Annotated[int, Field(ge=1, le=1_000_000)] = _CALLERS.connections_per_peer
+
+
 class BudgetBlock(Block):
     """``relay.retryBudget``."""
 
@@ -254,6 +280,7 @@ class RelayBlock(Block):
     upstreams: Annotated[dict[UpstreamName, UpstreamBlock], Field(max_length=100)] = {}
     routes: Annotated[list[RouteBlock], Field(max_length=10_000)] = []
     admission: AdmissionBlock = AdmissionBlock()
+    callers: CallersBlock = CallersBlock()
     retry_budget: BudgetBlock = BudgetBlock()
     breaker: BreakerBlock = BreakerBlock()
     max_hops: Annotated[int, Field(ge=1, le=100)] = 3

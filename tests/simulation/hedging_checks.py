@@ -42,11 +42,10 @@ def world_of(
     method = MethodPolicy(safety=safety, retry=retry, hedging=hedging)
     breakers = {"": breaker} if breaker else {}
     upstreams = {"upstream": UpstreamPolicy(target="127.0.0.1:1")}
-    return World(
-        seed,
-        RelayPolicy("hedged", upstreams, {"": method}, (), admission, budget, breakers=breakers),
-        behaviour,
+    policy = RelayPolicy(
+        "hedged", upstreams, {"": method}, admission=admission, budget=budget, breakers=breakers
     )
+    return World(seed, policy, behaviour)
 
 
 def send(world: World, calls: int, per_s: float, *, keyed: bool = False, prefix: bytes = b"") -> list[bytes]:
