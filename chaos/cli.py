@@ -7,6 +7,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from chaos.comparison.cli import compare
 from chaos.experiments.cli import experiment
 from chaos.toxiproxy.cli import app as toxiproxy_app
 
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 app.add_typer(toxiproxy_app, name="toxiproxy")
 app.command()(experiment)
+app.command()(compare)
 
 Seed = Annotated[int, typer.Option(help="Seed of every draw.")]
 

@@ -1,4 +1,4 @@
-"""How long may an attempt take? Timeouts of 1, 5 and 10 s (here a tenth) on a slow, sometimes silent service."""
+"""How long may an attempt take? Timeouts of 1, 5 and 10 s (here a tenth) on a service with a long tail."""
 
 import math
 import random
@@ -13,7 +13,13 @@ from chaos.experiments.downstreams import duration
 from chaos.experiments.experiment import Conclusion, Design, Experiment, Pace, Results
 from chaos.experiments.policies import Retries, policy
 from chaos.experiments.prediction import Prediction, within
-from chaos.model import attempts_mean, attempts_variance, binomial_interval, mean_interval, success_probability
+from chaos.model import (
+    attempts_mean,
+    attempts_variance,
+    binomial_interval,
+    mean_interval,
+    success_probability,
+)
 from chaos.plan import Arrivals, Profile, Step
 from chaos.report.series import percentile_of
 from chaos.report.svg import Tint
@@ -51,7 +57,7 @@ class Modelled:
 
 
 def answered_within(timeout_s: float) -> float:
-    """The chance that an attempt is answered in time: the latency's distribution function, less the silent."""
+    """The chance that an attempt is answered in time: their latency's distribution, less the silent."""
     return (1 - HANG_SHARE) * NormalDist().cdf(math.log(timeout_s / LATENCY_MEDIAN_S) / LATENCY_SIGMA)
 
 
@@ -177,7 +183,7 @@ def conclude(design_: Design, results: Results) -> Conclusion:
             places = draw.settings(axes, labels, "attempt timeout")
             draw.bars(axes, places, values, tint, "measured")
             draw.predicted(axes, places, theory)
-            draw.labelled(axes, places, values, show)
+            draw.labelled(axes, places, values, show, theory)
             draw.headroom(axes, [*values, *theory])
             draw.titled(axes, title)
             draw.legend(axes)
@@ -188,7 +194,8 @@ def conclude(design_: Design, results: Results) -> Conclusion:
         measured=measured,
         advice=advice,
         figure=draw.picture("Success, load and latency by attempt timeout", advice, drawing),
-        caption=f"A service with a median of {LATENCY_MEDIAN_S * 1000:.0f} ms, a long tail (log-normal, sigma "
+        caption=f"A service with a median of {LATENCY_MEDIAN_S * 1000:.0f} ms, a long tail (log-normal, "
+        "sigma "
         f"{LATENCY_SIGMA:g}) and {HANG_SHARE:.0%} of attempts never answered; {ATTEMPTS} attempts.",
     )
 
@@ -208,13 +215,26 @@ def _advice(design_: Design, measured: dict[str, float | None]) -> str:
     success, latency, load, best = min(enough, key=lambda row: row[1])
     short, long = known[0], known[-1]
     timeout_s = _timeout_s(best.name)
+    shorter = (
+        f" Shorter cuts off answers that were on their way ({_shown(_timeout_s(short[3].name))}: "
+        f"{short[0]:.2%} at "
+        f"x{short[2]:.2f})."
+        if short[3] is not best
+        else ""
+    )
+    longer = (
+        f" Longer only waits longer for the answers that never come ({_shown(_timeout_s(long[3].name))}: p99 "
+        f"{long[1]:.0f} ms)."
+        if long[3] is not best
+        else ""
+    )
     return (
         f"Of these choose {_shown(timeout_s)}, which {answered_within(timeout_s):.0%} of attempts meet: "
-        f"{success:.2%} succeeded at x{load:.2f} the load, p99 {latency:.0f} ms. Shorter cuts off answers that "
-        f"were on their way ({_shown(_timeout_s(short[3].name))}: {short[0]:.2%} at x{short[2]:.2f}); longer "
-        f"only waits longer for the answers that never come ({_shown(_timeout_s(long[3].name))}: p99 "
-        f"{long[1]:.0f} ms). Take the latency of your service's slowest useful answers, a little above its "
-        "p99, and leave the deadline room for one more attempt."
+        f"{success:.2%} succeeded at x{load:.2f} the load, p99 {latency:.0f} ms.{shorter}{longer} Take "
+        "the latency "
+        "of your service's slowest useful answers, a little above its p99, and leave the deadline room "
+        "for one "
+        "more attempt."
     )
 
 

@@ -1,7 +1,7 @@
 """The verb ``relay-chaos experiment``."""
 
 import json
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +10,7 @@ import typer
 COULD_NOT_TELL = 2
 
 
-class Name(str, Enum):
+class Name(StrEnum):
     """The experiments; here and not from the catalogue, so that ``--help`` loads no drawing library."""
 
     JITTER = "jitter"
@@ -25,12 +25,15 @@ def experiment(
     name: Annotated[Name, typer.Argument(help="Which knob to turn.")],
     seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 1,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for page and data; overwritten. Default: out/experiments/NAME.")
+        Path | None,
+        typer.Option(help="Folder for page and data; overwritten. Default: out/experiments/NAME."),
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Only the settings that differ most, in a few seconds.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON; narrate on stderr.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the summary as JSON; narrate on stderr.")
+    ] = False,
 ) -> None:
     """Turn one knob: theory first, then measurement, one picture, and what to choose.
 

@@ -17,9 +17,7 @@ def duration(value_s: float) -> Duration:
 
 def limited(workers: int, service_time_s: float, queue: int) -> fault_pb2.SetFaultsRequest:
     """At best ``workers / service_time_s`` calls a second, first in first out."""
-    capacity = fault_pb2.Capacity(
-        workers=workers, service_time=duration(service_time_s), queue_size=queue
-    )
+    capacity = fault_pb2.Capacity(workers=workers, service_time=duration(service_time_s), queue_size=queue)
     return fault_pb2.SetFaultsRequest(capacity=capacity)
 
 

@@ -1,12 +1,12 @@
 """What the experiments' pictures have in common: panels, scales, units, the bars of a prediction."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
 from chaos.report.svg import STYLE, Tint, inline
@@ -14,8 +14,6 @@ from chaos.report.svg import STYLE, Tint, inline
 WIDTH_IN = 9.6
 PANEL_HEIGHT_IN = 2.9
 PICTURE = "picture"
-CYCLE = (Tint.GOOD, Tint.BAD, Tint.LOAD, Tint.SHED)
-"""Colours of lines that have no role of their own."""
 
 
 def picture(
@@ -23,8 +21,8 @@ def picture(
 ) -> Markup:
     """One figure in the page's colours."""
     with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.06, wspace=0.06)  # type: ignore[union-attr]  # set above
+        layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.06, wspace=0.06)
+        figure = Figure(figsize=(WIDTH_IN, height_in), layout=layout)
         draw(figure)
     return inline(figure, PICTURE, title, description)
 
@@ -54,30 +52,34 @@ def predicted(axes: Axes, places: Sequence[float], values: Sequence[float], widt
             place + width / 2,
             color=Tint.INK.value,
             linewidth=1.6,
-            label="predicted" if number == 0 else None,
+            label="predicted" if number == 0 else "_more of the same",
             zorder=4,
         )
 
 
 def labelled(
-    axes: Axes, places: Sequence[int], values: Sequence[float | None], show: Callable[[float], str], **text: Any
+    axes: Axes,
+    places: Sequence[int],
+    values: Sequence[float | None],
+    show: Callable[[float], str],
+    above: Sequence[float] = (),
 ) -> None:
-    """The measured value above each bar, clear of the prediction's line."""
-    for place, value in zip(places, values, strict=True):
+    """The measured value over each bar, and over the prediction's line (``above``) where that is higher."""
+    lines = above or [0.0] * len(places)
+    for place, value, line in zip(places, values, lines, strict=True):
         axes.annotate(
             show(value) if value is not None else "?",
-            (place, value or 0.0),
+            (place, max(value or 0.0, line)),
             (0, 4),
             textcoords="offset points",
             ha="center",
             fontsize=8.5,
-            **text,
         )
 
 
-def titled(axes: Axes, title: str) -> None:
-    """A panel's title, at its left."""
-    axes.set_title(title, loc="left", fontsize=9.5, pad=20)
+def titled(axes: Axes, title: str, rows: int = 1) -> None:
+    """A panel's title, at its left, over so many rows of legend."""
+    axes.set_title(title, loc="left", fontsize=9.5, pad=6 + 14 * rows)
 
 
 def legend(axes: Axes, columns: int = 3) -> None:

@@ -1,5 +1,6 @@
 """Does jitter spread the load? Many calls fail at once; when do they come back?"""
 
+import math
 import random
 from collections.abc import Sequence
 
@@ -94,8 +95,12 @@ _BECAUSE = {
     "none": "all wait the same time, so all of the herd comes back at once",
     "equal": "half of the wait is drawn, so the herd spreads over half of it",
     "full": "all of the wait is drawn, so the herd spreads over all of it",
-    "decorrelated": "the wait is drawn between the first wait and three times the last one, up to the longest",
+    "decorrelated": "the wait is drawn between the first wait and three times the last one, up to the "
+    "longest",
 }
+
+
+_TINTS = {"none": Tint.BAD, "equal": Tint.SHED, "full": Tint.GOOD, "decorrelated": Tint.LOAD}
 
 
 def design(pace: Pace) -> Design:
@@ -119,7 +124,7 @@ def arrived_after_herd(evidence: Evidence) -> tuple[list[float], list[float]]:
     """Edges (seconds since the herd failed) and the retries that arrived in each window between them."""
     begin_s = _herd_failed_at_s(evidence)
     slices = slices_between(begin_s, evidence.end_s, WINDOW_S / 4)
-    counted = [0.0 if value != value else value for value in arrivals(evidence.loads, slices)]  # NaN
+    counted = [0.0 if math.isnan(value) else value for value in arrivals(evidence.loads, slices)]
     return [edge - begin_s for edge in slices.edges()], counted
 
 
@@ -146,9 +151,9 @@ def conclude(design_: Design, results: Results) -> Conclusion:
 
     def drawing(figure: Figure) -> None:
         left, right = figure.subplots(1, 2, width_ratios=[2.1, 1])
-        for arm, tint in zip(design_.arms, (Tint.BAD, Tint.SHED, Tint.GOOD, Tint.LOAD), strict=False):
+        for arm in design_.arms:
             edges, counted = arrived_after_herd(results[arm.name])
-            tint = {"none": Tint.BAD, "full": Tint.GOOD}.get(arm.name, tint)
+            tint = _TINTS[arm.name]
             left.stairs(
                 counted, edges, color=tint.value, linewidth=1.3, label=_named(arm.name), baseline=None
             )
@@ -162,8 +167,9 @@ def conclude(design_: Design, results: Results) -> Conclusion:
         names = [arm.name.replace("decorrelated", "decorr.") for arm in design_.arms]
         places = draw.settings(right, names, "jitter")
         draw.bars(right, places, values, Tint.LOAD, "measured")
-        draw.predicted(right, places, [prediction.expected for prediction in design_.predictions])
-        draw.labelled(right, places, values, "{:.0%}".format)
+        theory = [prediction.expected for prediction in design_.predictions]
+        draw.predicted(right, places, theory)
+        draw.labelled(right, places, values, "{:.0%}".format, theory)
         draw.percent(right)
         draw.titled(right, f"Share of the herd in its busiest {WINDOW_S * 1000:.0f} ms")
         draw.legend(right)
@@ -194,7 +200,8 @@ def _advice(measured: dict[str, float | None]) -> str:
     best = min((value, name) for name, value in measured.items() if value is not None)
     others = "" if best[1] == "full" else f" ({best[1]} came lowest here, at {best[0]:.0%})"
     return (
-        f"Choose full jitter. Without jitter {none:.0%} of the herd came back within one tenth of a second, so "
+        f"Choose full jitter. Without jitter {none:.0%} of the herd came back within one tenth of a "
+        "second, so "
         f"whatever it knocked over would be knocked over again; with full jitter it was {full:.0%}, a peak "
         f"{none / full:.1f} times lower{others}. It costs nothing: the number of retries is the same, and on "
         "average each waits half as long."

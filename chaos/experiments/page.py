@@ -1,4 +1,4 @@
-"""An experiment as one HTML file: the picture, the advice, prediction against measurement; no network, no script."""
+"""An experiment as one HTML file: picture, advice, prediction against measurement; no network, no script."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -70,7 +70,13 @@ def design(pace: Pace) -> Design:
     """One arm for each queue, then one with a queue and no limit of workers."""
     spike = SPIKES[pace]
     arms = [
-        _arm(f"queue-{queue}", f"a queue of {queue:,}, {spike.relay_workers} workers", queue, spike.relay_workers, spike)
+        _arm(
+            f"queue-{queue}",
+            f"a queue of {queue:,}, {spike.relay_workers} workers",
+            queue,
+            spike.relay_workers,
+            spike,
+        )
         for queue in spike.queues
     ]
     predictions: list[Prediction] = []
@@ -95,7 +101,11 @@ def design(pace: Pace) -> Design:
                 "(queue + workers) / service rate: the last one in waits for all ahead of it",
             ),
         ]
-    arms.append(_arm(UNLIMITED, f"a queue of {UNLIMITED_QUEUE}, workers without limit", UNLIMITED_QUEUE, PLENTY, spike))
+    arms.append(
+        _arm(
+            UNLIMITED, f"a queue of {UNLIMITED_QUEUE}, workers without limit", UNLIMITED_QUEUE, PLENTY, spike
+        )
+    )
     unlimited_ms = spike.longest_wait_s(spike.calls) * 1000
     predictions += [
         Prediction(
@@ -152,8 +162,9 @@ def conclude(design_: Design, results: Results) -> Conclusion:
         values = [measured[f"{arm.name}/shed"] for arm in design_.arms]
         places = draw.settings(shed, labels, "queue")
         draw.bars(shed, places, values, Tint.SHED, "measured")
-        draw.predicted(shed, places, [expected.get(f"{arm.name}/shed", 0.0) for arm in design_.arms])
-        draw.labelled(shed, places, values, "{:.0%}".format)
+        theory = [expected.get(f"{arm.name}/shed", 0.0) for arm in design_.arms]
+        draw.predicted(shed, places, theory)
+        draw.labelled(shed, places, values, "{:.0%}".format, theory)
         draw.percent(shed)
         draw.titled(shed, "Shed of the spike")
         draw.legend(shed)
@@ -161,8 +172,9 @@ def conclude(design_: Design, results: Results) -> Conclusion:
         draw.settings(latency, labels, "queue")
         in_s = [value / 1000 if value is not None else None for value in values]
         draw.bars(latency, places, in_s, Tint.GOOD, "measured")
-        draw.predicted(latency, places, [expected[f"{arm.name}/p99"] / 1000 for arm in design_.arms])
-        draw.labelled(latency, places, in_s, "{:.2g} s".format)
+        theory = [expected[f"{arm.name}/p99"] / 1000 for arm in design_.arms]
+        draw.predicted(latency, places, theory)
+        draw.labelled(latency, places, in_s, "{:.2g} s".format, theory)
         draw.headroom(latency, in_s)
         latency.set_ylabel("seconds")
         draw.titled(latency, "p99 latency of what was served")
@@ -193,36 +205,38 @@ def memory_grown_mb(evidence: Evidence) -> float | None:
 
 
 def _label(arm: Arm) -> str:
-    return f"{UNLIMITED_QUEUE},\nno limit\nof workers" if arm.name == UNLIMITED else arm.name.rpartition("-")[2]
+    return (
+        f"{UNLIMITED_QUEUE},\nno limit\nof workers" if arm.name == UNLIMITED else arm.name.rpartition("-")[2]
+    )
 
 
 def _advice(design_: Design, measured: dict[str, float | None]) -> str:
     first, last = design_.arms[0].name, design_.arms[-2].name
-    shed_first, wait_first = measured[f"{first}/shed"], measured[f"{first}/p99"]
-    shed_last, wait_last = measured[f"{last}/shed"], measured[f"{last}/p99"]
-    wait_unlimited, queue_unlimited = measured[f"{UNLIMITED}/p99"], measured[f"{UNLIMITED}/queue"]
-    if None in (shed_first, wait_first, shed_last, wait_last, wait_unlimited, queue_unlimited):
+    known = {key: value for key, value in measured.items() if value is not None}
+    if len(known) < len(measured):
         return "Too little was measured to advise on the queue; run it again on a quieter machine."
     longest = (
-        f" At the other end, a queue of {last.rpartition('-')[2]} shed {shed_last:.0%} and let callers wait "
-        f"{wait_last / 1000:.1f} s."  # type: ignore[operator]  # None was ruled out above
+        f" At the other end, a queue of {_label(design_.arms[-2])} shed {known[f'{last}/shed']:.0%} and one "
+        f"caller in a hundred waited {known[f'{last}/p99'] / 1000:.1f} s."
         if last != first
         else ""
     )
     return (
-        "Choose the queue from the wait your callers accept: service rate x accepted wait, and no more. A queue of "
-        f"{first.rpartition('-')[2]} shed {shed_first:.0%} of the spike and answered the rest within "
-        f"{wait_first:.0f} ms.{longest} A queue absorbs a spike; it adds no capacity, so what it does not shed "
-        "it delays. And limit the workers: with workers without limit the longest queue was "
-        f"{queue_unlimited:.0f}, nothing was refused, and callers waited up to {wait_unlimited / 1000:.1f} s "  # type: ignore[operator]  # as above
-        "all the same, in the downstream."
+        "Choose the queue from the wait your callers accept: service rate x accepted wait, and no more. "
+        f"A queue of {_label(design_.arms[0])} shed {known[f'{first}/shed']:.0%} of the spike and "
+        "answered the "
+        f"rest within {known[f'{first}/p99']:.0f} ms (p99).{longest} A queue absorbs a spike; it adds no "
+        "capacity, so what it does not shed it delays. And limit the workers: without a limit the queue held "
+        f"at most {known[f'{UNLIMITED}/queue']:.0f} calls, nothing was refused, and one caller in a hundred "
+        f"waited {known[f'{UNLIMITED}/p99'] / 1000:.1f} s all the same, in the downstream."
     )
 
 
 QUEUE = Experiment(
     name="queue",
     title="Queue: how long may it be?",
-    question="A spike offers several times what the downstream can do. How much is shed, how long does the rest "
+    question="A spike offers several times what the downstream can do. How much is shed, how long does "
+    "the rest "
     "wait, and what does the queue do when the number of workers has no limit?",
     scaled="",
     design=design,

@@ -1,7 +1,6 @@
-"""An experiment from start to finish: predictions told, processes up, arms run, processes down, page written."""
+"""An experiment from start to finish: predictions told, processes up, arms run, all down, page written."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from chaos.downstream import Downstream
 from chaos.experiments import narrate
 from chaos.experiments.arm import Evidence
 from chaos.experiments.bench import Bench, with_loads, write_policy
-from chaos.experiments.experiment import Conclusion, Design, Experiment, Pace
+from chaos.experiments.experiment import Design, Experiment, Pace
 from chaos.experiments.page import Page, render
 from chaos.experiments.prediction import judge_all
 from chaos.findings import Finding, Verdict, worst
@@ -49,7 +48,7 @@ async def run_experiment(experiment: Experiment, config: RunConfig, console: Con
     async with Stack(StackConfig(config.out_dir, policy=policy, seed=config.seed, sample_ratio=0.0)) as stack:
         toxiproxy = stack.toxiproxy.server.kind
         results = await measure(stack, experiment, design, config, console)
-    return conclude(experiment, design, results, config, toxiproxy, console)
+    return conclude(experiment, design, results, config, toxiproxy=toxiproxy, console=console)
 
 
 async def measure(
@@ -75,6 +74,7 @@ def conclude(
     design: Design,
     results: dict[str, Evidence],
     config: RunConfig,
+    *,
     toxiproxy: str,
     console: Console,
 ) -> dict[str, Any]:

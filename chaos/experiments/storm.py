@@ -38,7 +38,15 @@ def design(pace: Pace) -> Design:
     arms: list[Arm] = []
     predictions: list[Prediction] = []
     for attempts_max in ATTEMPTS[pace]:
-        arms.append(_arm(f"attempts-{attempts_max}", f"{attempts_max} attempts, no budget", attempts_max, None, pace))
+        arms.append(
+            _arm(
+                f"attempts-{attempts_max}",
+                f"{attempts_max} attempt{'s' if attempts_max > 1 else ''}, no budget",
+                attempts_max,
+                None,
+                pace,
+            )
+        )
         predictions.append(
             Prediction(
                 key=arms[-1].name,
@@ -52,7 +60,13 @@ def design(pace: Pace) -> Design:
         if attempts_max == 1:
             continue
         arms.append(
-            _arm(f"budget-{attempts_max}", f"{attempts_max} attempts, {BUDGET.ratio:.0%} budget", attempts_max, BUDGET, pace)
+            _arm(
+                f"budget-{attempts_max}",
+                f"{attempts_max} attempts, {BUDGET.ratio:.0%} budget",
+                attempts_max,
+                BUDGET,
+                pace,
+            )
         )
         expected = budgeted(attempts_max, count)
         predictions.append(
@@ -98,7 +112,7 @@ def conclude(design_: Design, results: Results) -> Conclusion:
             label=f"{BUDGET.ratio:.0%} budget",
         )
         numbers = list(range(1, 6))
-        left.plot(numbers, numbers, color=Tint.INK.value, linewidth=1.2, label="predicted: n")
+        left.plot(numbers, numbers, color=Tint.INK.value, linewidth=1.2, label="predicted")
         count = max(1, len(next(iter(results.values())).calls))
         left.plot(
             numbers,
@@ -106,14 +120,14 @@ def conclude(design_: Design, results: Results) -> Conclusion:
             color=Tint.INK.value,
             linewidth=1.2,
             linestyle=":",
-            label="predicted: 1 + ratio + burst / calls",
+            label="predicted, budget",
         )
         left.set_xticks(numbers)
         left.set_ylim(0, 5.6)
         left.set_xlabel("attempts a call may make")
         left.set_ylabel("attempts per call")
-        draw.titled(left, "Load on a downstream that is down")
-        draw.legend(left, 4)
+        draw.titled(left, "Load on a downstream that is down", rows=2)
+        draw.legend(left, 2)
         for probability, tint in zip(SHOWN_PROBABILITIES, (Tint.GOOD, Tint.BAD), strict=True):
             right.plot(
                 numbers,
@@ -128,8 +142,8 @@ def conclude(design_: Design, results: Results) -> Conclusion:
         right.set_xticks(numbers)
         right.set_xlabel("attempts a call may make")
         right.set_ylabel("calls that succeed")
-        draw.titled(right, "What they buy when only some fail (theory)")
-        draw.legend(right, 2)
+        draw.titled(right, "What they buy when only some fail (theory)", rows=2)
+        draw.legend(right, 1)
 
     advice = _advice(without, bounded)
     return Conclusion(
@@ -153,9 +167,12 @@ def _advice(without: dict[str, float | None], bounded: dict[str, float | None]) 
     p = SHOWN_PROBABILITIES[0]
     return (
         f"Choose 3 or 4 attempts, and always a budget. While everything failed, retries without a budget "
-        f"multiplied the load by {worst:.2f}; with a {BUDGET.ratio:.0%} budget it never rose above x{held:.2f}, "
-        f"whatever number of attempts was allowed. More attempts buy little: with {p:.0%} of attempts failing "
-        f"the third takes success from {success_probability(p, 2):.1%} to {success_probability(p, 3):.1%}, the "
+        f"multiplied the load by {worst:.2f}; with a {BUDGET.ratio:.0%} budget it never rose above "
+        f"x{held:.2f}, "
+        f"whatever number of attempts was allowed. More attempts buy little: with {p:.0%} of attempts "
+        "failing "
+        f"the third takes success from {success_probability(p, 2):.1%} to "
+        f"{success_probability(p, 3):.1%}, the "
         f"fifth from {success_probability(p, 4):.2%} to {success_probability(p, 5):.2%}, while a layer of "
         f"callers that each make n attempts multiplies an outage by n (x{attempts_mean(1.0, 5):.0f} for 5), "
         "and two such layers by n squared."
@@ -165,7 +182,8 @@ def _advice(without: dict[str, float | None], bounded: dict[str, float | None]) 
 STORM = Experiment(
     name="storm",
     title="Retry storm: what do retries do to a service that is down?",
-    question="Every attempt fails. How much load does the failing service get for each call, by the number of "
+    question="Every attempt fails. How much load does the failing service get for each call, by the "
+    "number of "
     "attempts a call may make, with and without a retry budget?",
     scaled="",
     design=design,

@@ -108,7 +108,7 @@ def conclude(design_: Design, results: Results) -> Conclusion:
             places = draw.settings(axes, labels, "workers")
             draw.bars(axes, places, values, tint, "measured")
             draw.predicted(axes, places, theory)
-            draw.labelled(axes, places, values, "{:.3g}".format)
+            draw.labelled(axes, places, values, "{:.3g}".format, theory)
             draw.headroom(axes, [*values, *theory])
             axes.set_ylabel(unit)
             draw.titled(axes, title)
@@ -118,8 +118,10 @@ def conclude(design_: Design, results: Results) -> Conclusion:
         measured=measured,
         advice=advice,
         figure=draw.picture("Throughput and latency by the number of workers", advice, drawing),
-        caption=f"{OFFERED_PER_S:.0f} calls/s are offered to a downstream that does {DOWNSTREAM_WORKERS} at a time, "
-        f"{SERVICE_S * 1000:.0f} ms each: {DOWNSTREAM_WORKERS / SERVICE_S:.0f} calls/s. The relay's queue holds {QUEUE}.",
+        caption=f"{OFFERED_PER_S:.0f} calls/s are offered to a downstream that does {DOWNSTREAM_WORKERS} "
+        "at a time, "
+        f"{SERVICE_S * 1000:.0f} ms each: {DOWNSTREAM_WORKERS / SERVICE_S:.0f} calls/s. The relay's "
+        f"queue holds {QUEUE}.",
     )
 
 
@@ -137,14 +139,17 @@ def _advice(design_: Design, measured: dict[str, float | None]) -> str:
     few = rows[0]
     many = rows[-1]
     useless = (
-        f" {many[2]} workers gave {many[0]:.0f} calls/s with a median of {many[1]:.0f} ms: what is beyond the "
-        "downstream's capacity waits there, where the relay can no longer shed it or let a more critical call past."
+        f" {many[2]} workers gave {many[0]:.0f} calls/s with a median of {many[1]:.0f} ms: what is "
+        "beyond the "
+        "downstream's capacity waits there, where the relay can no longer shed it or let a more critical "
+        "call past."
         if many[2] > enough
         else ""
     )
     return (
         f"Of these choose {enough} workers: {throughput:.0f} calls/s, median {latency:.0f} ms. {few[2]} gave "
-        f"{few[0]:.0f} calls/s ({few[1]:.0f} ms) because a worker does one call per service time.{useless} Set "
+        f"{few[0]:.0f} calls/s ({few[1]:.0f} ms) because a worker does one call per service "
+        f"time.{useless} Set "
         "workers a little above what the upstream does at a time (throughput x service time), or let "
         "`relay.admission.limit` find it."
     )
