@@ -43,8 +43,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Settle the seed, and refuse a Toxiproxy that cannot be meant."""
-    seed = config.getoption("--chaos-seed")
-    config.stash[_SEED] = random.SystemRandom().randrange(SEEDS) if seed is None else int(seed)
+    if config.option.chaos_seed is None:
+        # Into the options, because xdist hands those to its workers: all then draw from the same seed.
+        config.option.chaos_seed = random.SystemRandom().randrange(SEEDS)
+    config.stash[_SEED] = config.option.chaos_seed
     wanted = config.getoption("--chaos-toxiproxy")
     if wanted not in (AUTO, REAL, EMBEDDED) and not wanted.startswith(("http://", "https://")):
         raise pytest.UsageError(f"--chaos-toxiproxy must be auto, real, embedded or a URL, not {wanted!r}")

@@ -16,7 +16,7 @@ from chaos.comparison.sample import Block, Run, bucket_ms
 from chaos.findings import Verdict
 from chaos.model import Interval
 
-RESAMPLES = 400
+RESAMPLES = 200
 CONFIDENCE = 0.95
 CALLS_MIN = 200
 """Fewer in either run say nothing."""

@@ -6,12 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
-
 from generated import orders_pb2, orders_pb2_grpc
 
 
 class Orders(orders_pb2_grpc.OrdersServicer):
-    """The books are a file with a line "key order" for each order; a key that is in them is not entered again."""
+    """The books are a file with a line "key order" for each order. No key is entered twice."""
 
     def __init__(self, books: Path) -> None:
         self._books = books
