@@ -62,12 +62,10 @@ def test_a_failed_test_tells_how_to_repeat_it_and_leaves_no_process(project):
         """
         import sys
 
-        SERVER = (
-            "import socket, sys, time; s = socket.create_server(('127.0.0.1', int(sys.argv[1]))); time.sleep(60)"
-        )
+        SERVER = "import socket, sys; s = socket.create_server(('127.0.0.1', int(sys.argv[1])))"
 
         def test_it(chaos_lab):
-            service = chaos_lab.service([sys.executable, "-c", SERVER, "{port}"])
+            service = chaos_lab.service([sys.executable, "-c", SERVER + "; s.accept()" * 99, "{port}"])
             with chaos_lab.proxied(service).latency(10):
                 print("pids", service.pid, chaos_lab.toxiproxy.pid)
                 raise AssertionError("on purpose")
