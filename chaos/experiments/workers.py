@@ -108,7 +108,7 @@ def conclude(design_: Design, results: Results) -> Conclusion:
             places = draw.settings(axes, labels, "workers")
             draw.bars(axes, places, values, tint, "measured")
             draw.predicted(axes, places, theory)
-            draw.labelled(axes, places, values, "{:.3g}".format, theory)
+            draw.labelled(axes, places, values, _short, theory)
             draw.headroom(axes, [*values, *theory])
             axes.set_ylabel(unit)
             draw.titled(axes, title)
@@ -123,6 +123,11 @@ def conclude(design_: Design, results: Results) -> Conclusion:
         f"{SERVICE_S * 1000:.0f} ms each: {DOWNSTREAM_WORKERS / SERVICE_S:.0f} calls/s. The relay's "
         f"queue holds {QUEUE}.",
     )
+
+
+def _short(value: float) -> str:
+    """Three digits, and none after the point where they mean nothing."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _advice(design_: Design, measured: dict[str, float | None]) -> str:
