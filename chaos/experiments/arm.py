@@ -11,7 +11,7 @@ from chaos.report.series import percentile_of
 from protos.downstream.v1 import fault_pb2
 
 LAG_S_MAX = 0.1
-"""A generator that sends one call in ten later than this has not made the load that was planned."""
+"""A generator that sends more than three calls in a hundred later than this has not made the planned load."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Evidence:
         if not self.calls or any(call.sent_s is None for call in self.calls):
             return False
         lags_s = [call.sent_s - call.intended_s for call in self.calls if call.sent_s is not None]
-        return percentile_of(lags_s, 90) <= LAG_S_MAX
+        return percentile_of(lags_s, 97) <= LAG_S_MAX
 
     @property
     def success(self) -> float | None:

@@ -47,20 +47,24 @@ async def run_on(stack, experiment, design, out):
     console = Console(quiet=True)
     out.mkdir(parents=True, exist_ok=True)
     results = await runs.measure(stack, experiment, design, config, console)
-    return runs.conclude(
+    summary = runs.conclude(
         experiment, design, results, config, toxiproxy=stack.toxiproxy.server.kind, console=console
     )
+    return summary, all(evidence.sound for evidence in results.values())
 
 
 @on_the_stack
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", sorted(EXPERIMENTS.keys() - {"storm"}))
 async def test_what_is_measured_matches_what_was_predicted(stack, tmp_path, name):
     experiment = EXPERIMENTS[name]
     design = experiment.design(Pace.QUICK)
     for number in range(TRIES):
-        summary = await run_on(stack, experiment, design, tmp_path / str(number))
+        summary, sound = await run_on(stack, experiment, design, tmp_path / str(number))
         if summary["verdict"] == "held":
             break
+    if not sound:
+        pytest.skip(f"this machine could not make the load of {name} in {TRIES} tries")
     assert summary["verdict"] == "held", summary["invariants"]
     assert set(summary["expected"]) == {each.key for each in design.predictions}
     page = (tmp_path / str(number) / "experiment.html").read_text()
@@ -76,7 +80,10 @@ async def test_a_budget_that_does_not_bind_is_told_as_broken(stack, tmp_path):
     unbounded, budgeted = design.arms
     mutant = dataclasses.replace(budgeted, policy=unbounded.policy)
     alone = dataclasses.replace(design, arms=(mutant,), predictions=design.predictions[1:])
-    summary = await run_on(stack, experiment, alone, tmp_path)
+    for number in range(TRIES):
+        summary, sound = await run_on(stack, experiment, alone, tmp_path / str(number))
+        if sound:
+            break
     assert summary["verdict"] == "broken", summary["invariants"]
     assert summary["measures"] == {mutant.name: 4.0}
     assert runs.exit_code(summary) == 1
