@@ -7,6 +7,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from chaos.comparison.cli import compare
+from chaos.experiments.cli import experiment
 from chaos.toxiproxy.cli import app as toxiproxy_app
 
 # Errors of gRPC's core are ours to report; its own lines on stderr would only repeat them. Set before grpc
@@ -26,6 +28,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(toxiproxy_app, name="toxiproxy")
+app.command()(experiment)
+app.command()(compare)
 
 Seed = Annotated[int, typer.Option(help="Seed of every draw.")]
 
