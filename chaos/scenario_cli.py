@@ -144,7 +144,7 @@ def _run_all(seed: int, out: Path, words: tuple[str, ...], *, jobs: int, as_json
 
     names = [each.name for each in SCENARIOS]
     try:
-        summaries = run_interruptible(lambda: _gather(names, seed, out, words, jobs, as_json))
+        summaries = run_interruptible(lambda: _gather(names, seed, out, words, jobs=jobs, quiet=as_json))
     except Interrupted as interrupted:
         typer.echo(f"{interrupted}; faults are undone and everything is stopped", err=True)
         raise typer.Exit(interrupted.exit_code) from None
@@ -162,7 +162,7 @@ def _run_all(seed: int, out: Path, words: tuple[str, ...], *, jobs: int, as_json
 
 
 async def _gather(
-    names: Iterable[str], seed: int, out: Path, words: tuple[str, ...], jobs: int, quiet: bool
+    names: Iterable[str], seed: int, out: Path, words: tuple[str, ...], *, jobs: int, quiet: bool
 ) -> list[dict[str, Any]]:
     from chaos.runner.matrix import Job, run_all
 

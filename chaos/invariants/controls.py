@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 
 from chaos.findings import Finding, Verdict
 from chaos.history import CallRecord, FaultWindow
-from chaos.report.series import percentile_of
+from chaos.percentile import percentile_of
 
 LATENESS_MAX_S = 0.25
 LATENESS_PERCENTILE = 95

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from chaos.findings import Finding, Verdict
 from chaos.history import History, Phase
 from chaos.model import Interval
-from chaos.report.series import percentile_of
+from chaos.percentile import percentile_of
 from chaos.report.timeline import phase_letter, timeline
 from chaos.report.waterfall import Waterfall, waterfall
 from chaos.traces import Traces, most_telling

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from chaos import invariants
 from chaos.evidence import FAULT, PHASES, RECOVERY, STEADY, Evidence
 from chaos.findings import Finding
+from chaos.percentile import percentile_of
 from chaos.runner.plan import RunConfig
 from chaos.traces import traces_are_whole
 
-CALLS_PER_PHASE_MIN = 25
+CALLS_PER_PHASE_MIN = 12
 RECOVERY_SHARE = 0.95
 SPANS_HELD_S = 2.5
 """How long before its death a killed process may have had spans it had not written yet, and some."""
@@ -72,8 +73,6 @@ def _deaths(evidence: Evidence) -> Iterator[tuple[float, float]]:
 
 def measures_of(evidence: Evidence) -> dict[str, float]:
     """The run in a few numbers, for programs and for comparing runs."""
-    from chaos.report.series import percentile_of
-
     measures: dict[str, float] = {"calls": len(evidence.calls)}
     for name in (STEADY, FAULT, RECOVERY):
         calls = evidence.calls_in(name)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -91,16 +92,20 @@ class RunPlan:
     schedule: Schedule
 
     def calls(self) -> Iterator[PlannedCall]:
-        """The traffic, drawn anew each time it is asked for, and always the same."""
+        """The traffic with its overtime, drawn anew each time it is asked for, and always the same."""
         return self.scenario.calls(self.timing, self.schedule, self.seed)
+
+    def regular_calls(self) -> Iterator[PlannedCall]:
+        """The traffic of the phases as planned."""
+        return takewhile(lambda call: call.at_s < self.timing.total_s, self.calls())
 
     def lines(self) -> Iterator[str]:
         """The traffic as text."""
-        return plan_lines(self.calls())
+        return plan_lines(self.regular_calls())
 
     def text(self) -> str:
         """The plan as JSON: the schedule whole, the traffic by its length and digest."""
-        count, digest = plan_digest(self.calls())
+        count, digest = plan_digest(self.regular_calls())
         shown = {
             "scenario": self.scenario.name,
             "seed": self.seed,

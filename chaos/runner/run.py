@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import grpc
@@ -20,11 +21,13 @@ from chaos.faults.kinds import FaultError, Link
 from chaos.findings import Finding, Verdict, worst
 from chaos.history import HistoryWriter, Phase, new_run, read_history
 from chaos.observe import look_at_relay, sampling, watching_relay
+from chaos.plan import PlannedCall
 from chaos.processes import ProcessError
 from chaos.runner import output
 from chaos.runner.judge import judge_run, measures_of
 from chaos.runner.plan import SCHEDULE_FILE, RunConfig
 from chaos.runner.rig import front_trace_files, put_up, stack_config
+from chaos.scenarios.model import OVERTIME_S
 from chaos.stack import MemberDiedError, PortBusyError, Stack
 from chaos.toxiproxy.errors import ToxiproxyError
 from chaos.traces import read_traces
@@ -135,11 +138,12 @@ async def _phases(config: RunConfig, rig: Rig, tracing: ClientTracing) -> Facts:
     ):
         began_s = history.now()
         async with asyncio.TaskGroup() as group:
-            group.create_task(play(config.plan.schedule, rig, began_s + timing.steady_s))
+            breaking = group.create_task(play(config.plan.schedule, rig, began_s + timing.steady_s))
+            course = _Course(config, began_s, breaking, history)
             driving = group.create_task(
                 run_open_loop(
                     client,
-                    config.plan.calls(),
+                    takewhile(course.goes_on, config.plan.calls()),
                     timing.phase_at,
                     timeout_s=traffic.timeout_s,
                     limits=Limits(drain_s=traffic.timeout_s * traffic.retry.tries_max + LATE_S),
@@ -148,15 +152,46 @@ async def _phases(config: RunConfig, rig: Rig, tracing: ClientTracing) -> Facts:
             )
         drained_s = history.now()
         await _until_idle(rig)
-    for name, begin_s, end_s in _spans_of_phases(config):
-        history.add(Phase(name, name, began_s + begin_s, began_s + end_s))
+    for phase in course.phases():
+        history.add(phase)
     return driving.result(), drained_s
 
 
-def _spans_of_phases(config: RunConfig) -> list[tuple[str, float, float]]:
-    timing = config.timing
-    ends = (timing.steady_s, timing.steady_s + timing.fault_s, timing.total_s)
-    return list(zip(PHASES, (0.0, *ends[:-1]), ends, strict=True))
+class _Course:
+    """How long the traffic goes on: until everything has been whole again for the length of the recovery.
+
+    Mending can take longer than planned (a process starts slowly on a busy machine), and a recovery that
+    nobody calls in cannot be judged. State: when the last fault was mended.
+    """
+
+    def __init__(
+        self, config: RunConfig, began_s: float, breaking: asyncio.Task[None], history: HistoryWriter
+    ) -> None:
+        self._timing = config.timing
+        self._began_s = began_s
+        self._mended_at_s: float | None = None
+        breaking.add_done_callback(lambda _: self._mended(history.now() - began_s))
+
+    def goes_on(self, call: PlannedCall) -> bool:
+        """Whether this call of the plan is still wanted."""
+        return call.at_s < self._end_s()
+
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases as they were."""
+        timing = self._timing
+        ends = (timing.steady_s, timing.steady_s + timing.fault_s, self._end_s())
+        spans = zip(PHASES, (0.0, *ends[:-1]), ends, strict=True)
+        return tuple(
+            Phase(name, name, self._began_s + low, self._began_s + high) for name, low, high in spans
+        )
+
+    def _mended(self, at_s: float) -> None:
+        self._mended_at_s = at_s
+
+    def _end_s(self) -> float:
+        if self._mended_at_s is None:
+            return self._timing.total_s + OVERTIME_S
+        return max(self._timing.total_s, self._mended_at_s + self._timing.recovery_s)
 
 
 async def _until_idle(rig: Rig) -> None:

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 from chaos import invariants
 from chaos.evidence import FAULT, RECOVERY, STEADY, Evidence
-from chaos.findings import Finding, Verdict
+from chaos.findings import Finding, Verdict, offender
+from chaos.findings import judge as judge_all
+from chaos.percentile import percentile_of
 
 MINIMUM_CALLS = 30
 
@@ -178,8 +180,6 @@ def slower_by(at_least_ms: float) -> Expectation:
     """Control: a fault that only slows did slow."""
 
     def judge(evidence: Evidence) -> Finding:
-        from chaos.report.series import percentile_of
-
         window = evidence.struck
         before = [call.latency_s for call in evidence.calls_in(STEADY)]
         struck = [call.latency_s for call in evidence.calls_between(window.begin_s, window.end_s)]
@@ -190,3 +190,28 @@ def slower_by(at_least_ms: float) -> Expectation:
         return Finding("control", statement, verdict, detail, measured=slower_ms, expected=at_least_ms)
 
     return Expectation(f"calls are slower by {at_least_ms:g} ms", judge)
+
+
+def slowest_took(at_least_s: float) -> Expectation:
+    """Control: while a process was stopped its callers waited."""
+
+    def judge(evidence: Evidence) -> Finding:
+        slowest_s = max((call.latency_s for call in evidence.calls), default=0.0)
+        statement = f"the slowest call took at least {at_least_s:g} s"
+        verdict = Verdict.HELD if slowest_s >= at_least_s else Verdict.COULD_NOT_TELL
+        return Finding("control", statement, verdict, f"{slowest_s:.2f} s")
+
+    return Expectation(f"some calls wait for {at_least_s:g} s", judge)
+
+
+def effects_are_told() -> Expectation:
+    """A process that ends in order tells every caller of the work it did."""
+
+    def judge(evidence: Evidence) -> Finding:
+        charged = {entry.operation for entry in evidence.history.ledger}
+        told = {call.operation for call in evidence.calls if call.ok}
+        by_operation = {call.operation: call for call in evidence.calls if call.operation in charged - told}
+        untold = (offender(call, f"charged and answered {call.code}") for call in by_operation.values())
+        return judge_all("I7", "every effect was told to its caller", len(charged), untold, MINIMUM_CALLS)
+
+    return Expectation("every effect was told to its caller", judge)

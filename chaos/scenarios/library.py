@@ -1,8 +1,9 @@
 """Every named scenario, in the order in which they are listed and run."""
 
-from chaos.scenarios.model import Scenario
+from chaos.scenarios.model import Scenario, StackShape
 from chaos.scenarios.network import MIXED, NETWORK
 from chaos.scenarios.overload import OVERLOAD
+from chaos.scenarios.policies import NO_WORD
 from chaos.scenarios.processes import PROCESSES
 from chaos.scenarios.trouble import TROUBLE
 
@@ -10,6 +11,7 @@ DRAWN = Scenario(
     "drawn",
     "Whatever combination of faults the seed draws, every promise stands.",
     traffic=MIXED,
+    stack=StackShape(NO_WORD),
     tags=frozenset({"kills"}),
 )
 SCENARIOS: tuple[Scenario, ...] = (*NETWORK, *PROCESSES, *TROUBLE, *OVERLOAD, DRAWN)

@@ -1,10 +1,10 @@
 """What a scenario is: traffic, faults, a stack, a hypothesis, and what must hold for it. All of it data."""
 
 import heapq
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from chaos.evidence import FAULT, PHASES, RECOVERY, STEADY
+from chaos.evidence import FAULT, RECOVERY, STEADY
 from chaos.faults.kinds import Capacity, Flood
 from chaos.plan import CHARGE_KEYED, Arrivals, CallKind, PlannedCall, Profile, Step, make_plan
 from chaos.scenarios.expectations import Expectation
@@ -43,6 +43,7 @@ class Timing:
         return FAULT if at_s < self.steady_s + self.fault_s else RECOVERY
 
 
+OVERTIME_S = 30.0
 SHORT = Timing(steady_s=0.8, fault_s=1.8, recovery_s=2.0, recovers_within_s=1.3)
 """For every run of the tests."""
 
@@ -52,7 +53,7 @@ class Traffic:
     """An open loop of calls, the same before, during and after the faults, unless there is a `Flood`."""
 
     mix: tuple[CallKind, ...] = (CHARGE_KEYED,)
-    rate_per_s: float = 120.0
+    rate_per_s: float = 100.0
     timeout_s: float = 2.0
     flood: tuple[CallKind, ...] = ()
     """What a flood is made of; empty: more of the mix."""
@@ -101,7 +102,11 @@ class Scenario:
         return place(self.faults, timing.fault_s, seed, self.name)
 
     def calls(self, timing: Timing, schedule: Schedule, seed: int) -> Iterator[PlannedCall]:
-        """The traffic of a run, in the order of its times. Pure."""
+        """The traffic of a run, in the order of its times. Pure.
+
+        It goes on for `OVERTIME_S` after the last phase, for runs in which mending takes longer than
+        planned; the others stop before.
+        """
         traffic = self.traffic
         usual = make_plan(
             self.name,
@@ -110,24 +115,29 @@ class Scenario:
             seed,
             traced_share=traffic.traced_share,
         )
+        overtime = self._later(
+            f"{self.name}-overtime", timing.total_s, OVERTIME_S, factor=1.0, mix=traffic.mix, seed=seed
+        )
         floods = [
-            self._flood(
-                f"{self.name}-flood{number}", timed.fault, timing.steady_s + timed.at_s, timed.for_s, seed
+            self._later(
+                f"{self.name}-flood{number}",
+                timing.steady_s + timed.at_s,
+                timed.for_s,
+                factor=timed.fault.factor - 1,
+                mix=traffic.flood or traffic.mix,
+                seed=seed,
             )
             for number, timed in enumerate(schedule.faults)
             if isinstance(timed.fault, Flood)
         ]
-        merged = heapq.merge(usual, *floods, key=lambda call: call.at_s)
+        merged = heapq.merge(usual, *floods, overtime, key=lambda call: call.at_s)
         return (replace(call, id=number) for number, call in enumerate(merged))
 
-    def _flood(self, name: str, flood: Flood, at_s: float, for_s: float, seed: int) -> Iterator[PlannedCall]:
-        """What comes on top of the usual traffic."""
+    def _later(
+        self, name: str, at_s: float, for_s: float, *, factor: float, mix: tuple[CallKind, ...], seed: int
+    ) -> Iterator[PlannedCall]:
+        """``factor`` times the usual rate from ``at_s`` on."""
         traffic = self.traffic
-        profile = Profile((Step(traffic.rate_per_s * (flood.factor - 1), for_s),), traffic.arrivals)
-        plan = make_plan(name, profile, traffic.flood or traffic.mix, seed, traced_share=traffic.traced_share)
+        profile = Profile((Step(traffic.rate_per_s * factor, for_s),), traffic.arrivals)
+        plan = make_plan(name, profile, mix, seed, traced_share=traffic.traced_share)
         return (replace(call, at_s=call.at_s + at_s) for call in plan)
-
-
-def phase_titles() -> Mapping[str, str]:
-    """How the phases are called for people."""
-    return dict(zip(PHASES, ("steady", "fault", "recovery"), strict=True))

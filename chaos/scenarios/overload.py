@@ -19,21 +19,21 @@ from chaos.scenarios.policies import BARE, LAB, adaptive, fixed, overlaid
 from chaos.schedule import Placed
 from chaos.traffic import NaiveRetry, ObedientRetry
 
-SMALL = Capacity(workers=4, service_ms=50)
-"""80 calls/s: little enough that a flood of it is no load for the machine."""
+SMALL = Capacity(workers=3, service_ms=60)
+"""50 calls/s: little enough that a flood of it is no load for the machine."""
 CRITICAL = replace(CHARGE_KEYED, criticality="CRITICAL", client="shop")
 SHEDDABLE = replace(CHARGE_KEYED, criticality="SHEDDABLE", client="batch")
 ADAPTIVE = StackShape(overlaid(LAB, adaptive(initial=20)), capacity=SMALL)
-LIMIT_TIME = replace(SHORT, fault_s=3.5, recovers_within_s=1.8, recovery_s=2.6)
+LIMIT_TIME = replace(SHORT, steady_s=1.0, fault_s=3.5, recovers_within_s=1.8, recovery_s=2.6)
 """Short, and long enough for a limit to be found."""
-AMBLE = Traffic(rate_per_s=45, timeout_s=1.0)
+AMBLE = Traffic(rate_per_s=28, timeout_s=1.0)
 """56 % of `SMALL`."""
 
 OVERLOAD = (
     Scenario(
         "overload-3x",
         "Three times the capacity offered: goodput stays near it, the rest is refused at once and typed.",
-        (Placed(Flood(5.33), begin=0.05, end=0.9),),
+        (Placed(Flood(5.36), begin=0.05, end=0.9),),
         AMBLE,
         ADAPTIVE,
         expects=(goodput(SMALL.per_s, 0.85), useful_refusals(0.5), little_waste(0.03)),
@@ -42,7 +42,7 @@ OVERLOAD = (
     Scenario(
         "overload-10x",
         "Ten times the capacity offered: goodput stays near it, the rest is refused at once and typed.",
-        (Placed(Flood(17.8), begin=0.05, end=0.9),),
+        (Placed(Flood(17.9), begin=0.05, end=0.9),),
         AMBLE,
         ADAPTIVE,
         expects=(goodput(SMALL.per_s, 0.8), useful_refusals(0.5), little_waste(0.03)),
@@ -53,7 +53,7 @@ OVERLOAD = (
         "Behind a told limit and a short queue a spike is served as far as it fits and refused beyond.",
         (Placed(Flood(8), begin=0.05, end=0.9),),
         AMBLE,
-        StackShape(overlaid(LAB, fixed(workers=4, queue=20)), capacity=SMALL),
+        StackShape(overlaid(LAB, fixed(workers=3, queue=12)), capacity=SMALL),
         expects=(goodput(SMALL.per_s, 0.9), useful_refusals(0.5)),
         short=LIMIT_TIME,
     ),
@@ -62,7 +62,7 @@ OVERLOAD = (
         "When capacity falls to a third under full load the limit follows it down and back up.",
         (
             Placed(Flood(3), begin=0.0, end=0.9),
-            Placed(Capacity(workers=4, service_ms=150), begin=0.2, end=0.7),
+            Placed(Capacity(workers=3, service_ms=180), begin=0.2, end=0.7),
         ),
         AMBLE,
         ADAPTIVE,
@@ -73,24 +73,24 @@ OVERLOAD = (
         "criticality-flood",
         "A twelvefold flood of SHEDDABLE calls costs the CRITICAL ones nothing.",
         (Placed(Flood(12), begin=0.05, end=0.95),),
-        Traffic(mix=(CRITICAL,), flood=(SHEDDABLE,), rate_per_s=40, timeout_s=1.0),
-        StackShape(overlaid(LAB, fixed(workers=4, queue=20)), capacity=SMALL),
+        Traffic(mix=(CRITICAL,), flood=(SHEDDABLE,), rate_per_s=28, timeout_s=1.0),
+        StackShape(overlaid(LAB, fixed(workers=3, queue=12)), capacity=SMALL),
         expects=(class_served("CRITICAL", 0.99), useful_refusals(0.5)),
         short=LIMIT_TIME,
     ),
     Scenario(
         "pushback-obeyed",
-        "Callers who return when they are told to are served then.",
-        (Placed(Flood(4), begin=0.1, end=0.5),),
-        Traffic(rate_per_s=40, timeout_s=2.0, retry=ObedientRetry(tries_max=4)),
-        StackShape(overlaid(LAB, fixed(workers=4, queue=20)), capacity=SMALL),
-        expects=(obeyed_pushback(0.5),),
+        "After a spike, callers who return when they are told to are served then.",
+        (Placed(Flood(6), begin=0.1, end=0.25),),
+        Traffic(rate_per_s=28, timeout_s=2.0, retry=ObedientRetry(tries_max=4)),
+        StackShape(overlaid(LAB, fixed(workers=3, queue=12)), capacity=SMALL),
+        expects=(obeyed_pushback(0.9),),
         short=LIMIT_TIME,
     ),
     Scenario(
         "slow-start",
         "A downstream that comes back cold is not trampled: the load on it is bounded while it warms up.",
-        (Placed(Capacity(workers=4, service_ms=40, slow_start_ms=1500), begin=0.05, end=0.95),),
+        (Placed(Capacity(workers=3, service_ms=60, slow_start_ms=1500), begin=0.05, end=0.95),),
         AMBLE,
         StackShape(overlaid(LAB, adaptive(initial=8)), capacity=SMALL),
         expects=(success_during_fault(0.4),),
@@ -102,7 +102,7 @@ OVERLOAD = (
         (Placed(Failing(1.0), begin=0.0, end=0.9),),
         Traffic(
             mix=(replace(CHARGE_KEYED, keys=Keys.FRESH),),
-            rate_per_s=56,
+            rate_per_s=35,
             timeout_s=0.5,
             retry=NaiveRetry(tries_max=6, pause_s=0.4),
         ),
@@ -114,9 +114,9 @@ OVERLOAD = (
     Scenario(
         "metastable-bare",
         "The control of it: with every pattern off the same outage leaves a downstream busy with dead work.",
-        (Placed(Capacity(workers=4, service_ms=400), begin=0.0, end=0.9),),
+        (Placed(Capacity(workers=3, service_ms=480), begin=0.0, end=0.9),),
         Traffic(
-            rate_per_s=56,
+            rate_per_s=35,
             timeout_s=0.5,
             retry=NaiveRetry(tries_max=10, pause_s=0.05),
         ),

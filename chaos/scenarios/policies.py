@@ -44,6 +44,17 @@ LAB: Policy = {
     },
 }
 
+NO_WORD: Policy = {
+    **LAB,
+    "methodConfig": [
+        {
+            "name": [{}],
+            "retryPolicy": {**LAB["methodConfig"][0]["retryPolicy"], "retryableStatusCodes": []},
+        }
+    ],
+}
+"""The same without the operator's word that UNAVAILABLE means "nothing was executed": for a downstream that
+fails after its effect that word would be a lie, and what is retried on a lie is no fault of the relay's."""
 BARE: Policy = {"relay": {"preset": "passthrough", "name": "bare"}}
 """Nothing is protected."""
 

@@ -13,7 +13,7 @@ from chaos.scenarios.expectations import (
     success_during_fault,
 )
 from chaos.scenarios.model import Scenario, StackShape, Traffic
-from chaos.scenarios.policies import BUDGET_RATIO, LAB, off, overlaid
+from chaos.scenarios.policies import BUDGET_RATIO, LAB, NO_WORD, off, overlaid
 from chaos.schedule import Placed
 
 MIDDLE = {"begin": 0.05, "end": 0.85}
@@ -29,6 +29,7 @@ TROUBLE = (
         "fail-after",
         "Errors after the effect are repaired by retries with the same key: one payment each.",
         (Placed(Failing(0.15, Moment.AFTER_EFFECT), **MIDDLE),),
+        stack=StackShape(NO_WORD),
         expects=(success_during_fault(0.96), effects_were_lost_sight_of()),
     ),
     Scenario(
@@ -36,6 +37,7 @@ TROUBLE = (
         "Errors that say nothing (INTERNAL) are retried with the key and never without one.",
         (Placed(Failing(0.1, Moment.AFTER_EFFECT, code="INTERNAL"), **MIDDLE),),
         Traffic(mix=(CHARGE_KEYED, CHARGE)),
+        StackShape(NO_WORD),
         expects=(effects_were_lost_sight_of(),),
     ),
     Scenario(
@@ -55,6 +57,7 @@ TROUBLE = (
         "hang-after",
         "Calls that hang after their effect are tried again under their key: one payment each.",
         (Placed(Hanging(0.08, Moment.AFTER_EFFECT), **MIDDLE),),
+        stack=StackShape(NO_WORD),
         expects=(success_during_fault(0.97), effects_were_lost_sight_of()),
     ),
     Scenario(
@@ -93,6 +96,7 @@ TROUBLE = (
             Placed(Slow(30, sigma=0.8), **MIDDLE),
         ),
         Traffic(mix=(replace(CHARGE_KEYED, weight=3), CHARGE)),
+        StackShape(NO_WORD),
         expects=(failures_seen(),),
     ),
 )
