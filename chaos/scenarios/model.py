@@ -53,7 +53,7 @@ class Traffic:
     """An open loop of calls, the same before, during and after the faults, unless there is a `Flood`."""
 
     mix: tuple[CallKind, ...] = (CHARGE_KEYED,)
-    rate_per_s: float = 100.0
+    rate_per_s: float = 80.0
     timeout_s: float = 2.0
     flood: tuple[CallKind, ...] = ()
     """What a flood is made of; empty: more of the mix."""

@@ -24,7 +24,7 @@ MIXED = Traffic(
         replace(WATCH, weight=1),
         replace(AUTHORIZE, weight=1),
     ),
-    rate_per_s=100,
+    rate_per_s=80,
 )
 """Charges, reads, and streams of both kinds."""
 
