@@ -10,6 +10,8 @@ from chaos.findings import judge as judge_all
 from chaos.percentile import percentile_of
 
 MINIMUM_CALLS = 30
+SETTLED = 0.45
+"""The share of an overload that a limit is given to find itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ def success_throughout(share: float) -> Expectation:
     return Expectation(f"at least {share:.1%} of all calls succeed", judge)
 
 
-def goodput(capacity_per_s: float, share: float, settled: float = 0.3) -> Expectation:
+def goodput(capacity_per_s: float, share: float, settled: float = SETTLED) -> Expectation:
     """Goodput near capacity in the fault, ``settled`` of its time given for the limit to be found."""
 
     def judge(evidence: Evidence) -> Finding:
@@ -78,11 +80,30 @@ def useful_refusals(fast_s: float) -> Expectation:
     return Expectation(f"refusals are typed, timed and come within {fast_s:g} s", judge)
 
 
+def fast_refusals(within_s: float, share: float = 0.9) -> Expectation:
+    """Most of what is refused is refused at the door, and not after a wait."""
+
+    def judge(evidence: Evidence) -> Finding:
+        refused = [call for call in evidence.calls if call.code == "RESOURCE_EXHAUSTED"]
+        statement = f"{share:.0%} of refusals come within {within_s:g} s"
+        if len(refused) < MINIMUM_CALLS:
+            return Finding("I5", statement, Verdict.COULD_NOT_TELL, f"only {len(refused)} refusals")
+        fast = sum(call.latency_s <= within_s for call in refused) / len(refused)
+        verdict = Verdict.HELD if fast >= share else Verdict.BROKEN
+        detail = f"{fast:.1%} of {len(refused):,}"
+        return Finding("I5", statement, verdict, detail, measured=fast, expected=share)
+
+    return Expectation(f"{share:.0%} of refusals come within {within_s:g} s", judge)
+
+
 def little_waste(share: float) -> Expectation:
     """The downstream works for those who still wait."""
 
     def judge(evidence: Evidence) -> Finding:
-        return invariants.little_work_wasted(evidence.history.loads, share, MINIMUM_CALLS)
+        window = evidence.struck
+        begin_s = window.begin_s + SETTLED * (window.end_s - window.begin_s)
+        samples = evidence.loads_between(begin_s, window.end_s)
+        return invariants.little_work_wasted(samples, share, MINIMUM_CALLS)
 
     return Expectation(f"at most {share:.0%} of the work is for nobody", judge)
 

@@ -7,6 +7,7 @@ from chaos.plan import CHARGE_KEYED, Keys
 from chaos.scenarios.expectations import (
     class_served,
     failures_seen,
+    fast_refusals,
     goodput,
     little_waste,
     obeyed_pushback,
@@ -23,8 +24,8 @@ SMALL = Capacity(workers=3, service_ms=60)
 """50 calls/s: little enough that a flood of it is no load for the machine."""
 CRITICAL = replace(CHARGE_KEYED, criticality="CRITICAL", client="shop")
 SHEDDABLE = replace(CHARGE_KEYED, criticality="SHEDDABLE", client="batch")
-ADAPTIVE = StackShape(overlaid(LAB, adaptive(initial=20)), capacity=SMALL)
-LIMIT_TIME = replace(SHORT, steady_s=1.0, fault_s=3.5, recovers_within_s=1.8, recovery_s=2.6)
+ADAPTIVE = StackShape(overlaid(LAB, adaptive(initial=8, ceiling=32)), capacity=SMALL)
+LIMIT_TIME = replace(SHORT, steady_s=1.0, fault_s=4.5, recovers_within_s=1.8, recovery_s=3.0)
 """Short, and long enough for a limit to be found."""
 AMBLE = Traffic(rate_per_s=28, timeout_s=1.0)
 """56 % of `SMALL`."""
@@ -36,7 +37,12 @@ OVERLOAD = (
         (Placed(Flood(5.36), begin=0.05, end=0.9),),
         AMBLE,
         ADAPTIVE,
-        expects=(goodput(SMALL.per_s, 0.85), useful_refusals(0.5), little_waste(0.03)),
+        expects=(
+            goodput(SMALL.per_s, 0.8),
+            useful_refusals(1.0),
+            fast_refusals(0.3),
+            little_waste(0.1),
+        ),
         short=LIMIT_TIME,
     ),
     Scenario(
@@ -45,7 +51,12 @@ OVERLOAD = (
         (Placed(Flood(17.9), begin=0.05, end=0.9),),
         AMBLE,
         ADAPTIVE,
-        expects=(goodput(SMALL.per_s, 0.8), useful_refusals(0.5), little_waste(0.03)),
+        expects=(
+            goodput(SMALL.per_s, 0.75),
+            useful_refusals(1.0),
+            fast_refusals(0.3),
+            little_waste(0.1),
+        ),
         short=LIMIT_TIME,
     ),
     Scenario(
@@ -54,7 +65,7 @@ OVERLOAD = (
         (Placed(Flood(8), begin=0.05, end=0.9),),
         AMBLE,
         StackShape(overlaid(LAB, fixed(workers=3, queue=12)), capacity=SMALL),
-        expects=(goodput(SMALL.per_s, 0.9), useful_refusals(0.5)),
+        expects=(goodput(SMALL.per_s, 0.75), useful_refusals(1.0), fast_refusals(0.3)),
         short=LIMIT_TIME,
     ),
     Scenario(
@@ -66,7 +77,7 @@ OVERLOAD = (
         ),
         AMBLE,
         ADAPTIVE,
-        expects=(useful_refusals(0.6), little_waste(0.15)),
+        expects=(useful_refusals(1.0), little_waste(0.2)),
         short=LIMIT_TIME,
     ),
     Scenario(
@@ -75,14 +86,14 @@ OVERLOAD = (
         (Placed(Flood(12), begin=0.05, end=0.95),),
         Traffic(mix=(CRITICAL,), flood=(SHEDDABLE,), rate_per_s=28, timeout_s=1.0),
         StackShape(overlaid(LAB, fixed(workers=3, queue=12)), capacity=SMALL),
-        expects=(class_served("CRITICAL", 0.99), useful_refusals(0.5)),
+        expects=(class_served("CRITICAL", 0.97), useful_refusals(1.0), fast_refusals(0.5)),
         short=LIMIT_TIME,
     ),
     Scenario(
         "pushback-obeyed",
         "After a spike, callers who return when they are told to are served then.",
         (Placed(Flood(6), begin=0.1, end=0.25),),
-        Traffic(rate_per_s=28, timeout_s=2.0, retry=ObedientRetry(tries_max=4)),
+        Traffic(rate_per_s=22, timeout_s=2.0, retry=ObedientRetry(tries_max=4)),
         StackShape(overlaid(LAB, fixed(workers=3, queue=12)), capacity=SMALL),
         expects=(obeyed_pushback(0.9),),
         short=LIMIT_TIME,
