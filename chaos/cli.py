@@ -29,6 +29,8 @@ app = typer.Typer(
 app.add_typer(toxiproxy_app, name="toxiproxy")
 app.command("list")(scenario_cli.list_scenarios)
 app.command()(scenario_cli.run)
+app.command()(scenario_cli.explore)
+app.command()(scenario_cli.mutants)
 
 Seed = Annotated[int, typer.Option(help="Seed of every draw.")]
 

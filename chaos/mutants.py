@@ -52,18 +52,18 @@ MUTANTS = (
                 "admission": {
                     "queueCapacity": 100_000,
                     "feasibilityQuantile": None,
-                    "limit": {"kind": "fixed", "initial": 256},
+                    "limit": {"kind": "fixed"},
                 }
             }
         },
     ),
-    Mutant("no-deadline-passed-on", "the downstream is not told the deadline", "overload-3x"),
+    Mutant("works-for-nobody", "deadlines and departures of callers change nothing", "deadlines-passed-on"),
     Mutant("new-key-each-attempt", "every attempt has a key of its own", "fail-after"),
-    Mutant("answers-ok", "a failure is answered OK", "fail-before"),
+    Mutant("denies-effects", "what failed is said not to have been executed", "fail-ambiguously"),
     Mutant("classes-reversed", "SHEDDABLE goes before CRITICAL", "criticality-flood"),
     Mutant("no-pushback", "a refusal does not say when to return", "overload-3x"),
     Mutant("counts-twice", "a call that ended is counted twice", "latency"),
-    Mutant("forgets-the-end", "a call that ended still counts as in flight", "latency"),
+    Mutant("forgets-the-end", "some calls that ended still count as in flight", "latency"),
     Mutant("breaks-traces", "attempts begin a trace of their own", "latency"),
     Mutant("never-reconnects", "a connection that was lost is not made again", "partition"),
 )

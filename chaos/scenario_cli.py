@@ -1,4 +1,4 @@
-"""The verbs about scenarios: ``relay-chaos list`` and ``run``."""
+"""The verbs about scenarios: ``relay-chaos list``, ``run``, ``explore`` and ``mutants``."""
 
 import json
 from collections.abc import Iterable
@@ -212,3 +212,99 @@ def fail(error: Exception, code: int) -> NoReturn:
     """End with this exit code and the reason."""
     typer.echo(f"relay-chaos: {error}", err=True)
     raise typer.Exit(code)
+
+
+def explore(
+    name: Annotated[str, typer.Argument(help="The scenario whose traffic and stack are used.")] = "drawn",
+    seed: Seed = 1,
+    for_s: Annotated[
+        float | None, typer.Option("--for", help="Stop after so many seconds; else at Ctrl-C.", min=1)
+    ] = None,
+    out: OutDir = Path("out/explore"),
+    *,
+    short: Short = False,
+    shrink: Annotated[
+        int, typer.Option(help="Runs of each candidate when a failing schedule is shrunk; 0 does not.", min=0)
+    ] = 2,
+) -> None:
+    """Draw schedules from one seed after another, and print the command that replays what was found.
+
+    Exit code 0: every run held. 1: one was broken. 2: none was broken and one could not tell.
+    """
+    from chaos.interrupt import Interrupted, run_interruptible
+    from chaos.runner import Form, RunFailedError
+    from chaos.scenarios.library import UnknownScenarioError, find
+
+    verdicts: list[str] = []
+    try:
+        scenario = find(name)
+        form = Form.SHORT if short else Form.NORMAL
+        run_interruptible(lambda: _explore(scenario, seed, for_s, out, form, shrink, verdicts))
+    except (UnknownScenarioError, RunFailedError) as error:
+        fail(error, COULD_NOT_TELL)
+    except Interrupted:
+        typer.echo("stopped; faults are undone and everything is stopped", err=True)
+    raise typer.Exit(worst_exit_code(verdicts))
+
+
+async def _explore(  # noqa: PLR0917 (a verb's options, handed on once)
+    scenario: Any, seed: int, for_s: float | None, out: Path, form: Any, shrink: int, verdicts: list[str]
+) -> None:
+    from chaos.findings import Verdict
+    from chaos.runner.explore import explore as runs
+    from chaos.runner.explore import shrunk
+
+    now = asyncio.get_running_loop().time
+    stop_at_s = None if for_s is None else now() + for_s
+    async for result in runs(scenario, out, seed, form):
+        verdicts.append(result.summary["verdict"])
+        typer.echo(one_line(f"seed {result.config.seed}", result.summary))
+        if result.verdict is Verdict.BROKEN:
+            typer.echo(f"  again: {result.config.command} --out {result.config.out_dir}")
+            if shrink:
+                smallest = await shrunk(result.config, shrink)
+                path = result.config.out_dir / "smallest-schedule.json"
+                typer.echo(
+                    f"  smallest: {len(smallest.faults)} of {len(result.config.plan.schedule.faults)} "
+                    f"faults: {result.config.command} --schedule {path}"
+                )
+        if stop_at_s is not None and now() >= stop_at_s:
+            return
+
+
+def mutants(
+    *,
+    write: Annotated[Path | None, typer.Option(help="Write the table to this file.")] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Each mutant on each of the scenarios that catch one.")
+    ] = False,
+    only: Annotated[list[str] | None, typer.Option(help="Only this mutant; may be repeated.")] = None,
+    seed: Seed = 1,
+    jobs: Annotated[int, typer.Option(help="Runs side by side.", min=1, max=16)] = 2,
+    out: OutDir = Path("out/mutants"),
+) -> None:
+    """Run relays with one protection taken from each: a scenario must notice every one.
+
+    Exit code 0: every mutant was caught. 1: one was not.
+    """
+    from chaos.interrupt import Interrupted, run_interruptible
+    from chaos.mutant_table import jobs_for, missed, run_mutants, table
+    from chaos.mutants import MUTANTS, UnknownMutantError, find
+
+    try:
+        chosen = [find(name) for name in only] if only else list(MUTANTS)
+    except UnknownMutantError as error:
+        fail(error, COULD_NOT_TELL)
+    scenarios = sorted({mutant.caught_by for mutant in MUTANTS}) if everything else None
+    planned = jobs_for(chosen, scenarios, seed, out)
+    try:
+        found = run_interruptible(
+            lambda: run_mutants(planned, jobs, lambda name, summary: typer.echo(one_line(name, summary)))
+        )
+    except Interrupted as interrupted:
+        raise typer.Exit(interrupted.exit_code) from None
+    if write is not None:
+        write.write_text(table(found, seed), encoding="utf-8")
+    lost = missed(found)
+    typer.echo(f"not caught: {', '.join(lost)}" if lost else f"all {len(chosen)} mutants were caught")
+    raise typer.Exit(BROKEN if lost else HELD)

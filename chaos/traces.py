@@ -18,6 +18,8 @@ from chaos.tracing import CLIENT_SERVICE_NAME
 
 KINDS = ("UNSPECIFIED", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER")
 STATUS_ERROR = 2
+SERVICES_OF_AN_ANSWER = 3
+"""Client, relay and upstream."""
 SPANS_MAX = 500_000
 """Reading stops there, so that a run's report cannot take a machine's memory."""
 
@@ -162,6 +164,12 @@ def _gap(call: CallRecord, spans: Sequence[SpanRecord], hops: int) -> str | None
         return f"broken into {len(roots)} pieces ({names})"
     if len({span.service for span in spans}) == 1:
         return "ends at the client"
+    if (
+        call.ok
+        and call.origin == "upstream"
+        and len({span.service for span in spans}) < SERVICES_OF_AN_ANSWER
+    ):
+        return "ends at the relay, though the upstream answered"
     if call.attempts is not None and hops == 1:
         made = sum(span.kind == "CLIENT" and span.service != CLIENT_SERVICE_NAME for span in spans)
         if made != call.attempts:

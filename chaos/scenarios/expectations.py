@@ -137,6 +137,42 @@ def fast_failure(within_s: float, share: float = 0.9) -> Expectation:
     return Expectation(f"{share:.0%} of failures are told within {within_s:g} s", judge)
 
 
+def quick_during_fault(within_s: float, share: float) -> Expectation:
+    """A fault that hangs calls costs callers an attempt's time, and not their deadline."""
+
+    def judge(evidence: Evidence) -> Finding:
+        window = evidence.struck
+        calls = evidence.calls_between(window.begin_s, window.end_s)
+        statement = f"{share:.1%} of calls during the fault are answered within {within_s:g} s"
+        if len(calls) < MINIMUM_CALLS:
+            return Finding("C03", statement, Verdict.COULD_NOT_TELL, f"only {len(calls)} calls")
+        quick = sum(call.latency_s <= within_s for call in calls) / len(calls)
+        verdict = Verdict.HELD if quick >= share else Verdict.BROKEN
+        detail = f"{quick:.2%} of {len(calls):,}"
+        return Finding("C03", statement, verdict, detail, measured=quick, expected=share)
+
+    return Expectation(f"{share:.1%} are answered within {within_s:g} s during the fault", judge)
+
+
+def spared(attempts_per_call: float) -> Expectation:
+    """A dead upstream is hardly tried any more, once it is known to be dead."""
+
+    def judge(evidence: Evidence) -> Finding:
+        window = evidence.struck
+        middle_s = (window.begin_s + window.end_s) / 2
+        offered = len(evidence.calls_between(middle_s, window.end_s))
+        samples = evidence.loads_between(middle_s, window.end_s)
+        statement = f"a dead upstream gets at most {attempts_per_call:g} attempts for each call offered"
+        if offered < MINIMUM_CALLS or len(samples) < 2:
+            return Finding("C06", statement, Verdict.COULD_NOT_TELL, f"only {offered} calls")
+        ratio = (samples[-1].calls - samples[0].calls) / offered
+        verdict = Verdict.HELD if ratio <= attempts_per_call else Verdict.BROKEN
+        detail = f"{ratio:.2f} for each of {offered:,} calls"
+        return Finding("C06", statement, verdict, detail, measured=ratio, expected=attempts_per_call)
+
+    return Expectation(f"a dead upstream gets at most {attempts_per_call:g} attempts for each call", judge)
+
+
 def jittered(variation: float = 0.25) -> Expectation:
     """Those who failed together do not return together."""
 

@@ -69,6 +69,15 @@ OVERLOAD = (
         short=LIMIT_TIME,
     ),
     Scenario(
+        "deadlines-passed-on",
+        "Work whose caller has given up is taken out of the downstream's queue instead of being done.",
+        (Placed(Flood(5), begin=0.05, end=0.9),),
+        Traffic(rate_per_s=28, timeout_s=0.4),
+        StackShape(overlaid(LAB, fixed(workers=200, queue=200)), capacity=SMALL),
+        expects=(goodput(SMALL.per_s, 0.35),),
+        short=LIMIT_TIME,
+    ),
+    Scenario(
         "capacity-drop",
         "When capacity falls to a third under full load the limit follows it down and back up.",
         (

@@ -4,6 +4,7 @@ The base is the preset for the practice service with every time shortened, so th
 sees a breaker open and close. Its budget stands here because the checks must know it.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -67,11 +68,20 @@ def overlaid(base: Policy, change: Policy) -> dict[str, Any]:
         old = merged.get(name)
         if isinstance(old, Mapping) and isinstance(value, Mapping):
             merged[name] = overlaid(old, value)
-        elif isinstance(old, list) and name in ("off", "methods"):
+        elif isinstance(old, list) and name == "off":
             merged[name] = [*old, *value]
+        elif isinstance(old, list) and name == "methods":
+            merged[name] = _methods(old, value)
         else:
             merged[name] = value
     return merged
+
+
+def _methods(base: list[Policy], change: list[Policy]) -> list[Policy]:
+    """Entries of the same name are joined: a policy names a method once."""
+    changed = {json.dumps(entry["name"]): entry for entry in change}
+    joined = [overlaid(entry, changed.pop(json.dumps(entry["name"]), {})) for entry in base]
+    return [*joined, *changed.values()]
 
 
 def charge(**words: Any) -> dict[str, Any]:

@@ -10,9 +10,11 @@ from chaos.scenarios.expectations import (
     failures_seen,
     fast_failure,
     jittered,
+    quick_during_fault,
+    spared,
     success_during_fault,
 )
-from chaos.scenarios.model import Scenario, StackShape, Traffic
+from chaos.scenarios.model import SHORT, Scenario, StackShape, Traffic
 from chaos.scenarios.policies import BUDGET_RATIO, LAB, NO_WORD, off, overlaid
 from chaos.schedule import Placed
 
@@ -51,7 +53,8 @@ TROUBLE = (
         "hang",
         "Calls that hang are given up when the attempt's time is over and tried again within the deadline.",
         (Placed(Hanging(0.08), **MIDDLE),),
-        expects=(success_during_fault(0.97), failures_seen()),
+        expects=(success_during_fault(0.97), failures_seen(), quick_during_fault(1.0, 0.985)),
+        short=replace(SHORT, fault_s=2.5),
     ),
     Scenario(
         "hang-after",
@@ -70,7 +73,7 @@ TROUBLE = (
         "dead-upstream",
         "A dead upstream sees at most the budget's retries, and callers are told at once.",
         (Placed(Failing(1.0), **MIDDLE),),
-        expects=(failures_seen(30), fast_failure(0.2)),
+        expects=(failures_seen(30), fast_failure(0.2), spared(0.6)),
     ),
     Scenario(
         "storm-without-breaker",
