@@ -1,5 +1,6 @@
 """The verbs about scenarios: ``relay-chaos list``, ``run``, ``explore`` and ``mutants``."""
 
+import asyncio
 import json
 from collections.abc import Iterable
 from pathlib import Path

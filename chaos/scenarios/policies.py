@@ -35,7 +35,7 @@ LAB: Policy = {
         "retryBudget": {"ratio": BUDGET_RATIO, "burst": BUDGET_BURST},
         "breaker": {
             "failureRatio": 0.8,
-            "window": "2s",
+            "window": "1s",
             "minCalls": 20,
             "openTime": "0.3s",
             "probeTimeout": "1s",

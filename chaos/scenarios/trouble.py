@@ -74,6 +74,7 @@ TROUBLE = (
         "A dead upstream sees at most the budget's retries, and callers are told at once.",
         (Placed(Failing(1.0), **MIDDLE),),
         expects=(failures_seen(30), fast_failure(0.2), spared(0.6)),
+        short=replace(SHORT, fault_s=3.5),
     ),
     Scenario(
         "storm-without-breaker",
