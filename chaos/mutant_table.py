@@ -54,9 +54,10 @@ def table(found: Mapping[tuple[str, str], Mapping[str, Any]], seed: int) -> str:
     lines = [
         "# What the lab would notice",
         "",
-        "Each row is a relay with one protection taken from it, each column a scenario. `caught` means that the",
-        "scenario reported a broken promise; `-` that it held, as it should where the protection does not matter;",
-        "`?` that the run could not tell. A mutant that nothing caught would mean that the lab checks too little.",
+        "Each row is a relay with one protection taken from it, each column a scenario. `caught` means that",
+        "the scenario reported a broken promise; `-` that it held, as it should where the protection does not",
+        "matter; `?` that the run could not tell. A mutant that nothing caught would mean that the lab checks",
+        "too little.",
         "",
         f"Written by `{COMMAND}` with seed {seed}, short runs.",
         "",
