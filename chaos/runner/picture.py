@@ -1,11 +1,15 @@
 """From a run's evidence to its report."""
 
+import os
 from collections.abc import Sequence
 
 from chaos.evidence import Evidence
 from chaos.findings import Finding, worst
 from chaos.report import Measure, Report, Section
 from chaos.runner.plan import RunConfig
+
+JAEGER_VARIABLE = "RELAY_CHAOS_JAEGER"
+"""Where Jaeger's pages are, such as http://127.0.0.1:16686, when the run's spans are sent there as well."""
 
 
 def report_of(config: RunConfig, findings: Sequence[Finding], evidence: Evidence) -> Report:
@@ -29,6 +33,7 @@ def report_of(config: RunConfig, findings: Sequence[Finding], evidence: Evidence
         findings=(),
         traces=evidence.traces,
         replay_command=config.command,
+        jaeger_url=os.environ.get(JAEGER_VARIABLE, "").rstrip("/") or None,
     )
 
 

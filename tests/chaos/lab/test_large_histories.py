@@ -20,7 +20,8 @@ findings = [
     invariants.answers_match_ledger(history.calls, history.ledger),
     invariants.all_accounted_for(len(history.calls), history.calls),
 ]
-print({finding.verdict.name for finding in findings}, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print({finding.verdict.name for finding in findings}, peak_kb // 1024)
 """
 
 
