@@ -179,6 +179,8 @@ def _draw_relay(inside: Axes, breaker: Axes, samples: Sequence[RelaySample]) -> 
         ("attempts under way", [sample.workers_busy for sample in samples], Tint.LOAD, "-"),
         ("queue", [sample.queue_length for sample in samples], Tint.SHED, "-"),
     ):
+        if all(math.isnan(value) for value in values):
+            continue
         inside.step(
             moments, values, where="post", color=tint.value, linewidth=1.2, linestyle=style, label=label
         )
