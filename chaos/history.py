@@ -118,6 +118,8 @@ class LoadSample:
     queued: int
     wasted: int = 0
     """Work whose caller was gone, or past its deadline, when the result came."""
+    took_s: float = 0.0
+    """How long the look took, by a way that no fault of the network is on."""
 
 
 @dataclass(frozen=True, slots=True)

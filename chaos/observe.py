@@ -37,6 +37,7 @@ async def sampling(
 async def _sample_for_ever(downstream: Downstream, history: HistoryWriter, beat_s: float) -> None:
     due_s = history.now()
     while True:
+        asked_s = history.now()
         with contextlib.suppress(grpc.aio.AioRpcError):
             counters = await downstream.counters(SAMPLE_TIMEOUT_S)
             history.add(
@@ -48,6 +49,7 @@ async def _sample_for_ever(downstream: Downstream, history: HistoryWriter, beat_
                     in_flight=counters.in_flight,
                     queued=counters.queued,
                     wasted=counters.wasted,
+                    took_s=round(history.now() - asked_s, 6),
                 )
             )
         due_s = max(due_s + beat_s, history.now())

@@ -21,7 +21,12 @@ from chaos.invariants.calls import (
     success_as_predicted,
 )
 from chaos.invariants.conservation import books_balance, nothing_left_in_flight, streams_are_whole
-from chaos.invariants.controls import enough_traffic, faults_were_set, generator_kept_up
+from chaos.invariants.controls import (
+    enough_traffic,
+    faults_were_set,
+    generator_kept_up,
+    machine_kept_up,
+)
 from chaos.invariants.load import (
     amplification_at_most,
     class_is_served,
@@ -52,6 +57,7 @@ __all__ = [
     "generator_kept_up",
     "goodput_at_least",
     "little_work_wasted",
+    "machine_kept_up",
     "load_as_predicted",
     "no_storm",
     "nothing_left_in_flight",

@@ -3,11 +3,13 @@
 from collections.abc import Collection, Mapping
 
 from chaos.findings import Finding, Verdict
-from chaos.history import CallRecord, FaultWindow
+from chaos.history import CallRecord, FaultWindow, LoadSample
 from chaos.percentile import percentile_of
 
-LATENESS_MAX_S = 0.25
+LATENESS_MAX_S = 0.15
 LATENESS_PERCENTILE = 95
+LOOK_MAX_S = 0.1
+LOOKS_MIN = 5
 
 
 def generator_kept_up(
@@ -30,6 +32,26 @@ def generator_kept_up(
         f"{len(lateness):,} calls"
     )
     return Finding("control", statement, verdict, detail, measured=late_s * 1000)
+
+
+def machine_kept_up(
+    samples: Collection[LoadSample], faults: Collection[FaultWindow], slow_max_s: float = LOOK_MAX_S
+) -> Finding:
+    """Control: the machine had room for the services. A look at the downstream, by a way no fault is on, came
+    back within ``slow_max_s`` in nine of ten cases, faults of its own process left out."""
+    statement = f"the machine had room for the services (a look takes at most {slow_max_s * 1000:g} ms)"
+    took = [
+        sample.took_s
+        for sample in samples
+        if not any(each.begin_s <= sample.at_s <= each.end_s + sample.took_s for each in faults)
+    ]
+    if len(took) < LOOKS_MIN:
+        return Finding("control", statement, Verdict.COULD_NOT_TELL, f"only {len(took)} looks")
+    slow_s = percentile_of(took, 90)
+    verdict = Verdict.HELD if slow_s <= slow_max_s else Verdict.COULD_NOT_TELL
+    return Finding(
+        "control", statement, verdict, f"p90 {slow_s * 1000:.1f} ms of {len(took)}", measured=slow_s * 1000
+    )
 
 
 def enough_traffic(counts: Mapping[str, int], minimum: int) -> Finding:

@@ -1,33 +1,52 @@
 """The verdict of a run: what is always promised, then what the scenario expects. Pure."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from chaos import invariants
 from chaos.evidence import FAULT, PHASES, RECOVERY, STEADY, Evidence
-from chaos.findings import Finding
+from chaos.findings import Finding, Verdict, worst
 from chaos.percentile import percentile_of
 from chaos.runner.plan import RunConfig
 from chaos.traces import traces_are_whole
 
 CALLS_PER_PHASE_MIN = 12
 RECOVERY_SHARE = 0.95
+SAFETY = frozenset({"I2", "I3", "I4", "I7"})
+"""Promises that no busy machine excuses."""
 SPANS_HELD_S = 2.5
 """How long before its death a killed process may have had spans it had not written yet, and some."""
 
 
 def judge_run(config: RunConfig, evidence: Evidence) -> tuple[Finding, ...]:
-    """Every finding: controls first, then the promises by number, then the scenario's own."""
-    return (
+    """Every finding: controls first, then the promises by number, then the scenario's own.
+
+    On a machine that had no room for the run, what hangs on time is no one's fault, and cannot be told.
+    """
+    room = (
+        invariants.generator_kept_up(evidence.calls),
+        invariants.machine_kept_up(evidence.history.loads, evidence.history.faults),
+    )
+    findings = (
         *_controls(evidence),
         *_promises(config, evidence),
         *(expected.judge(evidence) for expected in config.scenario.expects),
     )
+    if worst(room) is not Verdict.HELD:
+        findings = tuple(_excused(finding) for finding in findings)
+    return (*room, *findings)
+
+
+def _excused(finding: Finding) -> Finding:
+    if finding.verdict is not Verdict.BROKEN or finding.promise in SAFETY:
+        return finding
+    detail = f"{finding.detail} (the machine was too busy to blame the relay)"
+    return replace(finding, verdict=Verdict.COULD_NOT_TELL, detail=detail)
 
 
 def _controls(evidence: Evidence) -> Iterator[Finding]:
     counts = {name: len(evidence.calls_in(name)) for name in PHASES}
     yield invariants.enough_traffic(counts, CALLS_PER_PHASE_MIN)
-    yield invariants.generator_kept_up(evidence.calls)
     yield invariants.faults_were_set(evidence.history.faults, evidence.faults_planned)
 
 

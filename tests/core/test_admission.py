@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from relay_service.core.admission import (
     OBSERVATIONS_MIN,
     PUSHBACK_MAX_S,
-    PUSHBACK_MAX_S,
     PUSHBACK_MIN_S,
     Admission,
     Admitted,

@@ -180,3 +180,13 @@ def test_a_fault_that_was_not_set_and_a_quiet_phase_can_tell_nothing():
     windows = [FaultWindow("f", "fault", 0, 1)]
     assert invariants.faults_were_set(windows, 2).verdict is Verdict.COULD_NOT_TELL
     assert invariants.enough_traffic({"steady": 100, "fault": 3}, 12).verdict is Verdict.COULD_NOT_TELL
+
+
+def test_a_machine_without_room_excuses_what_hangs_on_time_and_no_doubled_effect():
+    slow = [LoadSample(n / 10, 0, 0, 0, 0, 0, took_s=0.3) for n in range(20)]
+    quick = [LoadSample(n / 10, 0, 0, 0, 0, 0, took_s=0.01) for n in range(20)]
+    assert invariants.machine_kept_up(slow, []).verdict is Verdict.COULD_NOT_TELL
+    assert invariants.machine_kept_up(quick, []).verdict is Verdict.HELD
+    stopped = [FaultWindow("f", "downstream stopped (SIGSTOP)", 0.0, 1.0)]
+    mixed = [*slow[:10], *quick[11:]]
+    assert invariants.machine_kept_up(mixed, stopped).verdict is Verdict.HELD
