@@ -117,7 +117,7 @@ NETWORK = (
             Placed(toxic(BACK, "slow_close", delay=500), **MIDDLE),
             Placed(Flapping(BACK, every_ms=800, down_ms=100), **MIDDLE),
         ),
-        expects=(failures_seen(), success_during_fault(0.6)),
+        expects=(failures_seen(1), success_during_fault(0.6)),
     ),
     Scenario(
         "refusing-network",
