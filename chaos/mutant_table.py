@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from chaos.mutants import MUTANTS, Mutant
+from chaos.mutants import MUTANTS, Mutant, find
 from chaos.runner.matrix import Job, run_all
 
 COMMAND = "relay-chaos mutants --write"
@@ -49,35 +49,50 @@ def missed(found: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[str]:
 
 
 def table(found: Mapping[tuple[str, str], Mapping[str, Any]], seed: int) -> str:
-    """The page for the docs."""
-    scenarios = sorted({scenario for _, scenario in found})
+    """The page for the docs: what catches each mutant and, where more was run, every scenario beside it."""
     lines = [
         "# What the lab would notice",
         "",
-        "Each row is a relay with one protection taken from it, each column a scenario. `caught` means that",
-        "the scenario reported a broken promise; `-` that it held, as it should where the protection does",
-        "not matter; `?` that the run could not tell. A mutant that nothing caught would mean that the lab",
-        "checks too little.",
+        "Each row is a relay with one protection taken from it, and the scenario that is to notice. A mutant",
+        "that nothing caught would mean that the lab checks too little.",
         "",
         f"Written by `{COMMAND}` with seed {seed}, short runs.",
         "",
-        "| mutant | missing | " + " | ".join(scenarios) + " |",
-        "| --- | --- |" + " --- |" * len(scenarios),
+        "| mutant | missing | scenario | verdict | seen |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for mutant in MUTANTS:
+        summary = found.get((mutant.name, mutant.caught_by))
+        if summary is not None:
+            row = (f"`{mutant.name}`", mutant.missing, mutant.caught_by, _cell(summary), _seen(summary))
+            lines.append(f"| {' | '.join(row)} |")
+    if any(scenario != find(mutant).caught_by for mutant, scenario in found):
+        lines += _matrix(found)
+    return "\n".join(lines) + "\n"
+
+
+def _matrix(found: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[str]:
+    scenarios = sorted({scenario for _, scenario in found})
+    lines = [
+        "",
+        "## All of them",
+        "",
+        f"`{_CAUGHT}`: a promise was reported as broken. `{_MISSED}`: all held, as it should be where the",
+        f"protection does not matter. `{_UNSURE}`: the run could not tell.",
+        "",
+        f"| mutant | {' | '.join(scenarios)} |",
+        "| --- |" + " --- |" * len(scenarios),
     ]
     for mutant in MUTANTS:
         cells = [_cell(found.get((mutant.name, scenario))) for scenario in scenarios]
         if any(cells):
-            lines.append(f"| `{mutant.name}` | {mutant.missing} | " + " | ".join(cells) + " |")
-    lines += ["", "## What was seen", ""]
-    for mutant in MUTANTS:
-        first = found.get((mutant.name, mutant.caught_by))
-        if first is not None and first["verdict"] == "broken":
-            broken = next(each for each in first["invariants"] if each["verdict"] == "broken")
-            lines.append(
-                f"- `{mutant.name}` on `{mutant.caught_by}`: {broken['id']}, {broken['statement']}: "
-                f"{broken['detail']}"
-            )
-    return "\n".join(lines) + "\n"
+            lines.append(f"| `{mutant.name}` | {' | '.join(cells)} |")
+    return lines
+
+
+def _seen(summary: Mapping[str, Any]) -> str:
+    broken = (each for each in summary["invariants"] if each["verdict"] == "broken")
+    return next((f"{each['id']}, {each['statement']}: {each['detail']}" for each in broken), "")
 
 
 def _cell(summary: Mapping[str, Any] | None) -> str:
