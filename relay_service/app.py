@@ -30,6 +30,7 @@ from relay_service.telemetry.exposition import AdmissionCollector
 from relay_service.telemetry.log_stream import BackgroundStream
 from relay_service.telemetry.logs import configure_logging
 from relay_service.telemetry.observer import Telemetry
+from relay_service.telemetry.quotas import QuotaCollector
 from relay_service.telemetry.settings import TelemetrySettings
 from relay_service.timers import TimerWheel
 from relay_service.upstream import Upstream, UpstreamSettings
@@ -115,6 +116,7 @@ class App:
         self.telemetry.registry.register(AdmissionCollector(self.relay.admission.state))
         self.telemetry.registry.register(BreakerCollector(self._breakers))
         self.overview = Overview(self.relay, self.upstreams, self.telemetry, time.monotonic)
+        self.telemetry.registry.register(QuotaCollector(self.overview.quotas))
         opener = EnvelopeOpener(self.relay, policy, catalog)
         self.listener = Listener(opener.on_call, self.timers, _listener_settings(policy))
         self.control = ControlPlane(

@@ -1,9 +1,10 @@
 """The running relay as others may look at it: health and figures, read from the parts that own them."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from relay_service.control.sources import Health, QueueStatus, Stats, TelemetryStatus, UpstreamStatus
+from relay_service.core.quota import QuotaView
 from relay_service.relay import Relay
 from relay_service.telemetry.observer import Telemetry
 from relay_service.upstream import Upstream, UpstreamState
@@ -57,7 +58,13 @@ class Overview:
             streams_max=limits.max_streams,
             drain_per_s=admission.drain_per_second(now),
             admission=admission.state(),
+            quotas=self.quotas(),
         )
+
+    def quotas(self) -> Sequence[QuotaView]:
+        """The clients' quotas now."""
+        quotas = self._relay.quotas
+        return list(quotas.views()) if quotas else ()
 
     def _upstream(self, name: str, upstream: Upstream, now: float) -> UpstreamStatus:
         return UpstreamStatus(

@@ -80,6 +80,8 @@ def report(stats: Stats) -> RenderableType:
     parts = [_calls(stats), _queue(stats), _upstreams(stats)]
     if any(upstream.breakers for upstream in stats.upstreams):
         parts.append(_breakers(stats))
+    if stats.queue.client_quotas:
+        parts.append(_quotas(stats))
     if stats.methods:
         parts.append(_methods(stats))
     if stats.calls.by_reason:
@@ -115,7 +117,9 @@ def _calls(stats: Stats) -> Table:
 def _queue(stats: Stats) -> Table:
     queue = stats.queue
     classes = {one.criticality: one.length for one in queue.classes if one.length}
-    table = _table("Limits", "queue", "workers", "streams", "started/s", "service", "displaced", "waiting")
+    table = _table(
+        "Limits", "queue", "workers", "streams", "started/s", "service", "displaced", "shed", "waiting"
+    )
     table.add_row(
         f"{queue.length}/{queue.capacity}",
         f"{queue.workers_busy}/{queue.workers}",
@@ -123,6 +127,7 @@ def _queue(stats: Stats) -> Table:
         f"{queue.drain_per_second:.1f}",
         _time(queue.service_time),
         str(queue.displaced),
+        f"{queue.standing_shed}{' (standing)' if queue.standing else ''}",
         ", ".join(f"{count} {name}" for name, count in classes.items()) or "nothing",
     )
     return table
@@ -162,6 +167,14 @@ def _breakers(stats: Stats) -> Table:
                 str(breaker.refused),
                 breaker.cause,
             )
+    return table
+
+
+def _quotas(stats: Stats) -> Table:
+    table = _table("Client quotas", "client", "clients", "granted", "refused", "without room")
+    for quota in stats.queue.client_quotas:
+        counts = (quota.clients, quota.granted, quota.refused, quota.overflowed)
+        table.add_row(quota.client or "each other one", *(str(count) for count in counts))
     return table
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from relay_service.config.document import Document
-from relay_service.config.schema import MethodConfig, RouteBlock, ThrottlingBlock, UpstreamBlock
+from relay_service.config.schema import MethodConfig, QuotaBlock, RouteBlock, ThrottlingBlock, UpstreamBlock
 
 
 @dataclass(slots=True)
@@ -24,6 +24,9 @@ class Merged:
     upstreams: dict[str, UpstreamBlock] = field(default_factory=dict)
     routes: list[RouteBlock] = field(default_factory=list)
     admission_fields: dict[str, Any] = field(default_factory=dict)
+    client_quota: QuotaBlock | None = None
+    client_quotas: dict[str, QuotaBlock] = field(default_factory=dict)
+    """Those of named clients."""
     budget_fields: dict[str, Any] = field(default_factory=dict)
     breaker_fields: dict[str, dict[str, Any]] = field(default_factory=lambda: {"": {}})
     """What is said of the breakers; the empty pattern is the one each upstream has."""
@@ -83,6 +86,9 @@ def _lay_over(merged: Merged, document: Document) -> None:
     merged.upstreams |= relay.upstreams
     merged.routes = relay.routes or merged.routes
     merged.admission_fields |= relay.admission.fields_given()
+    if "default" in relay.clients.model_fields_set:
+        merged.client_quota = relay.clients.default
+    merged.client_quotas |= relay.clients.named
     merged.budget_fields |= relay.retry_budget.fields_given()
     merged.breaker_fields[""] |= relay.breaker.fields_given()
     if "max_hops" in relay.model_fields_set:

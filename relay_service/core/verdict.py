@@ -42,6 +42,8 @@ class Verdict:
     evidence: Evidence | None = None
     attempts: int = 0
     pushback_s: float | None = None
+    subject: str = "relay"
+    """Whose limit was reached, when one was: the relay's or ``client:NAME``'s."""
 
     @property
     def outcome(self) -> str:

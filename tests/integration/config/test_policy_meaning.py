@@ -15,15 +15,19 @@ from relay_service.core.policy import (
     WIDE_OPEN,
     AdmissionPolicy,
     BreakerPolicy,
+    ClientQuota,
+    ClientsPolicy,
     Jitter,
     LimitKind,
     LimitPolicy,
     MethodPolicy,
+    QueueOrder,
     RelayPolicy,
     RetryBudgetPolicy,
     RetryPolicy,
     RetryThrottling,
     Route,
+    StandingShed,
     UpstreamPolicy,
 )
 from relay_service.core.status import Code
@@ -241,12 +245,30 @@ def test_an_entry_may_have_a_breaker_of_its_own_laid_over_the_upstreams(loaded) 
     assert policy.breakers == everything, "a.B/D shares that of its service"
 
 
+def test_named_clients_are_laid_over_the_default_quota(loaded) -> None:
+    quota = {"ratePerSecond": 5, "burst": 10}
+    clients = loaded(
+        {"relay": {"clients": {"default": quota, "named": {"batch": {"ratePerSecond": 0.5, "burst": 1}}}}}
+    ).clients
+    assert clients == ClientsPolicy(ClientQuota(5, 10), {"batch": ClientQuota(0.5, 1)})
+    assert loaded({"relay": {"clients": {"named": {"a": quota}}}}).clients.default is None
+    assert loaded({"relay": {"clients": {}}}).clients is None
+
+
+def test_what_becomes_of_a_standing_queue_is_taken_over(loaded) -> None:
+    block = {"queueOrder": "adaptive-lifo", "standingShed": "codel", "standingTarget": "0.02s"}
+    admission = loaded({"relay": {"admission": block}}).admission
+    assert (admission.queue_order, admission.standing_shed) == (QueueOrder.ADAPTIVE_LIFO, StandingShed.CODEL)
+    assert (admission.standing_target_s, admission.standing_interval_s) == (0.02, 0.2)
+
+
 SWITCHES = {
     "retry": lambda policy: policy.method_policy("a.B/C").retry.max_attempts == 1,
     "retryBudget": lambda policy: policy.budget is None,
     "retryThrottling": lambda policy: policy.throttling is None,
     "breaker": lambda policy: policy.breakers == {},
     "admission": lambda policy: policy.admission == WIDE_OPEN,
+    "clientQuotas": lambda policy: policy.clients is None,
     "attemptTimeout": lambda policy: policy.method_policy("a.B/C").attempt_timeout_s is None,
     "deadlines": lambda policy: policy.method_policy("a.B/C").max_timeout_s is None,
 }
@@ -255,7 +277,9 @@ SWITCHES = {
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_each_pattern_is_switched_off_alone(loaded, switch: str) -> None:
     throttling = {"maxTokens": 10, "tokenRatio": 0.5}
-    policy = loaded({"retryThrottling": throttling, "relay": {"preset": "default", "off": [switch]}})
+    clients = {"default": {"ratePerSecond": 5, "burst": 10}}
+    relay = {"preset": "default", "clients": clients, "off": [switch]}
+    policy = loaded({"retryThrottling": throttling, "relay": relay})
     assert [name for name, is_off in SWITCHES.items() if is_off(policy)] == [switch]
 
 

@@ -29,6 +29,8 @@ CONTAINERS = {
     "relay.routes",
     "relay.admission",
     "relay.admission.limit",
+    "relay.clients",
+    "relay.clients.named",
     "relay.retryBudget",
     "relay.breaker",
 }
