@@ -33,7 +33,7 @@ SMALL_DRIFT = 0.5
 """The same while so few are under way that they can hardly be what makes each other slow."""
 USED_SHARE = 0.8
 """The limit is what holds the load when so much of it is in use."""
-NO_QUEUE = 1.15
+NO_QUEUE = 1.25
 """Attempts that take hardly more than the baseline did not queue."""
 CLEAR_WINDOWS = 3
 """After so many windows without a queue the limit doubles instead of feeling its way."""
@@ -182,11 +182,12 @@ class Baseline:
     """Whether it was tried what a lower limit does."""
 
     def was_taken_when_full(self, window: Window, mean_s: float) -> bool:
-        """Whether many more under way get no more done."""
+        """Whether many more under way get as much done, and no more."""
         if self.proven:
             return False
         more = window.peak_in_flight >= 1.5 * self.in_flight
-        return more and window.peak_in_flight / mean_s < 1.2 * self.rate_per_s
+        # Far fewer would mean that the service has changed since.
+        return more and 0.8 * self.rate_per_s < window.peak_in_flight / mean_s < 1.2 * self.rate_per_s
 
 
 class AimdLimit:
@@ -297,7 +298,8 @@ class GradientLimit:
 
     def _latency_says_nothing(self, window: Window, gradient: float) -> bool:
         """Whether attempts are slow, but that is not (yet) a reason to lower the limit."""
-        sudden = self._slow_windows == 1 and gradient < CLEAR_STEP
+        known = self._baseline is not None
+        sudden = known and self._slow_windows == 1 and gradient < CLEAR_STEP
         return sudden or (gradient < 1.0 and window.peak_in_flight <= SMALL_LIMIT)
 
     def _count_clear(self, mean_s: float, *, lossy: bool, gradient: float) -> None:
@@ -311,13 +313,12 @@ class GradientLimit:
     def _learn(self, window: Window, mean_s: float, *, in_use: bool) -> float:
         """Move the baseline: down freely, up only when the load cannot be what makes attempts slow. The
         result is the limit as it was, or the one to return to if it was lowered in vain."""
-        if self._baseline is None and self._descent is None:
+        if self._baseline is None and self._slow_windows == 0:
             self._baseline = self._measured(window, mean_s, proven=False)
         elif mean_s > TOLERANCE * self.baseline_s:
             if self._baseline is not None and self._baseline.was_taken_when_full(window, mean_s):
                 self._baseline = None
-                self._descent = self._limit, mean_s
-                return self._limit
+                self._forget_descent()
             return self._judge_descent(window, mean_s)
         else:
             self._forget_descent()
@@ -341,7 +342,7 @@ class GradientLimit:
             if mean_s > self._no_difference * began[1] and self._capped(mean_s) == mean_s:
                 self._baseline = self._measured(window, mean_s, proven=True)
                 self._forget_descent()
-                self._clear_windows = CLEAR_WINDOWS
+                self._clear_windows = CLEAR_WINDOWS - 2  # this window and one at the old limit
                 return began[0]
             self._descent = self._limit, mean_s
         elif mean_s > 1.05 * began[1]:
