@@ -85,7 +85,7 @@ def _lay_over(merged: Merged, document: Document) -> None:
     merged.throttling = content.retry_throttling or merged.throttling
     merged.upstreams |= relay.upstreams
     merged.routes = relay.routes or merged.routes
-    merged.admission_fields |= relay.admission.fields_given()
+    _lay_admission_over(merged, relay.admission.fields_given())
     if "default" in relay.clients.model_fields_set:
         merged.client_quota = relay.clients.default
     merged.client_quotas |= relay.clients.named
@@ -95,3 +95,10 @@ def _lay_over(merged: Merged, document: Document) -> None:
         merged.max_hops = relay.max_hops
     if "off" in relay.model_fields_set:
         merged.off = frozenset(relay.off)
+
+
+def _lay_admission_over(merged: Merged, given: dict[str, Any]) -> None:
+    # Whoever gives a number of workers means it, whatever adapts itself in the preset below.
+    if "workers" in given and "limit" not in given:
+        merged.admission_fields.pop("limit", None)
+    merged.admission_fields |= given

@@ -41,7 +41,7 @@ CLEAR_STEP = 0.6
 """A limit that has to fall to so little does not try upwards meanwhile: only a clear step down shows whether
 the limit is to blame."""
 SETTLED_AFTER = 2
-"""The first slow window may have begun before what made it slow, so the second is the first to compare with."""
+"""The first slow window may have begun before what made it slow; the second is the first to compare with."""
 LOSS_TOLERATED = 0.05
 """Networks lose a little whatever the load."""
 SMALL_LIMIT = 5.0

@@ -53,3 +53,16 @@ def test_a_queue_that_stands_again_soon_is_shed_from_about_as_fast_as_before() -
     again = looked_at(soon, 1.0, 2.1, 2.6)
     afterwards = looked_at(late, 1.0, 102.1, 102.6)
     assert len(again) > 2 * len(afterwards) > 0
+
+
+def test_a_queue_that_never_stops_shedding_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    observe = StandingQueue.observe
+
+    def observed(self: StandingQueue, oldest_wait_s: float, now: float) -> None:
+        stood = self.standing
+        observe(self, oldest_wait_s, now)
+        self.standing = self.standing or stood
+
+    monkeypatch.setattr(StandingQueue, "observe", observed)
+    with pytest.raises(AssertionError):
+        test_shedding_ends_as_soon_as_the_queue_does_not_stand()

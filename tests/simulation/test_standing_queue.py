@@ -27,7 +27,8 @@ def measured(
     goodput = callers.ok_between(1.0, SECONDS) / ((SECONDS - 1.0) * world.server.capacity_per_s)
     wasted = world.server.wasted / world.server.served
     print(
-        f"seed {SEED}, {times}x, {order.value}, {shed.value}, feasibility {quantile}: {goodput:.3f} {wasted:.4f}"
+        f"seed {SEED}, {times}x, {order.value}, {shed.value}, feasibility {quantile}: "
+        f"{goodput:.3f} {wasted:.4f}"
     )
     return goodput, wasted
 

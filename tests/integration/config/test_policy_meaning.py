@@ -64,7 +64,8 @@ def test_preset_default_retries_within_a_fifth_of_the_traffic() -> None:
     policy = load_policy("default", TARGET)
     assert policy.method_policy("a.B/C") == MethodPolicy(retry=RetryPolicy())
     assert policy.budget == RetryBudgetPolicy(ratio=0.2, burst=10, floor_per_s=0)
-    assert policy.admission == AdmissionPolicy()
+    limit = LimitPolicy(kind=LimitKind.GRADIENT, initial=128)
+    assert policy.admission == AdmissionPolicy(limit=limit, queue_order=QueueOrder.ADAPTIVE_LIFO)
     assert policy.breakers == {"": BreakerPolicy()}
     assert policy.upstreams == {"upstream": UpstreamPolicy(TARGET)}
     assert policy.route("any.Service/Method") == "upstream"
@@ -243,6 +244,13 @@ def test_an_entry_may_have_a_breaker_of_its_own_laid_over_the_upstreams(loaded) 
     service = BreakerPolicy(open_s=7, min_calls=8, ramp_s=None)
     everything = {"": BreakerPolicy(open_s=7, min_calls=9), "a.B": service, "a.B/C": service}
     assert policy.breakers == everything, "a.B/D shares that of its service"
+
+
+def test_workers_given_over_a_preset_that_adapts_itself_are_meant(loaded) -> None:
+    adapts = loaded({"relay": {"preset": "default"}}).admission
+    assert (adapts.limit.kind, adapts.workers_max) == (LimitKind.GRADIENT, 1000)
+    fixed = loaded({"relay": {"preset": "default", "admission": {"workers": 3}}}).admission
+    assert (fixed.limit.kind, fixed.workers_max) == (LimitKind.FIXED, 3)
 
 
 def test_named_clients_are_laid_over_the_default_quota(loaded) -> None:
