@@ -6,6 +6,7 @@ import gc
 import logging
 import random
 import signal
+import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, TextIO, cast
 
+from relay_service import tls
 from relay_service.config.addresses import TcpAddress, UnixAddress, parse_address
 from relay_service.config.settings import Settings
 from relay_service.control.binding import BindError, cause_of
@@ -21,11 +23,12 @@ from relay_service.control.http import HttpServer
 from relay_service.control.names import FORWARDED_SERVICES
 from relay_service.control.server import ControlPlane, ControlSettings
 from relay_service.core.breakers import BreakerView
-from relay_service.core.policy import RelayPolicy, UpstreamPolicy
+from relay_service.core.policy import RelayPolicy, UpstreamPolicy, UpstreamTls
 from relay_service.envelope import EnvelopeOpener
 from relay_service.overview import Overview
 from relay_service.relay import Relay
 from relay_service.telemetry.breakers import BreakerCollector
+from relay_service.telemetry.callers import CallersCollector
 from relay_service.telemetry.exposition import AdmissionCollector
 from relay_service.telemetry.log_stream import BackgroundStream
 from relay_service.telemetry.logs import configure_logging
@@ -49,6 +52,9 @@ GOAWAY_NOTICE_S = 1.0
 """Calls that crossed our GOAWAY on their way are still taken for so long."""
 
 CONTROL_GRACE_S = 1.0
+
+CERTIFICATE_LOOK_S = 10.0
+"""How often the files of certificates are looked at."""
 
 log = logging.getLogger(__name__)
 
@@ -91,10 +97,13 @@ class App:
         """Set by SIGTERM, SIGINT or AdminService's Drain."""
         self._hurry = asyncio.Event()
         self._grace_s = settings.shutdown_grace_s
+        self._renewed: list[tls.RenewedContext] = []
+        self._listening_tls = self._listening()
         self.timers = TimerWheel(loop)
         self.telemetry = Telemetry(_telemetry_settings(settings), rng=random.Random(rng.getrandbits(64)))
         self.descriptors = [
-            UpstreamDescriptors(name, upstream.target) for name, upstream in policy.upstreams.items()
+            UpstreamDescriptors(name, upstream.target, tls=upstream.tls)
+            for name, upstream in policy.upstreams.items()
         ]
         # What comes back after an outage may be another version: its methods are asked for again.
         self.upstreams = {
@@ -115,10 +124,13 @@ class App:
         )
         self.telemetry.registry.register(AdmissionCollector(self.relay.admission.state))
         self.telemetry.registry.register(BreakerCollector(self._breakers))
-        self.overview = Overview(self.relay, self.upstreams, self.telemetry, time.monotonic)
-        self.telemetry.registry.register(QuotaCollector(self.overview.quotas))
         opener = EnvelopeOpener(self.relay, policy, catalog)
         self.listener = Listener(opener.on_call, self.timers, _listener_settings(policy))
+        self.telemetry.registry.register(CallersCollector(self.listener.status))
+        self.overview = Overview(
+            self.relay, self.upstreams, self.telemetry, time.monotonic, callers=self.listener.status
+        )
+        self.telemetry.registry.register(QuotaCollector(self.overview.quotas))
         self.control = ControlPlane(
             ControlSettings(admin_address=settings.admin_listen),
             health=self.overview,
@@ -150,8 +162,29 @@ class App:
             self.timers,
             _upstream_settings(policy),
             rng=random.Random(rng.getrandbits(64)),
+            tls=self._calling(policy.tls) if policy.tls else None,
+            server_name=policy.tls.server_name if policy.tls else "",
             on_connected=on_connected,
         )
+
+    def _calling(self, policy: UpstreamTls) -> ssl.SSLContext:
+        renewed = tls.calling(policy)
+        self._renewed.append(renewed)
+        return renewed.context
+
+    def _listening(self) -> ssl.SSLContext | None:
+        settings = self._settings
+        if settings.tls_certificate is None or settings.tls_key is None:
+            return None
+        renewed = tls.listening(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
+        self._renewed.append(renewed)
+        return renewed.context
+
+    def _renew_certificates(self, _: None = None) -> None:
+        for renewed in self._renewed:
+            if renewed.renew():
+                log.info("certificates were renewed")
+        self.timers.call_at(time.monotonic() + CERTIFICATE_LOOK_S, self._renew_certificates, None)
 
     def _breakers(self) -> Iterator[BreakerView]:
         return self.relay.breakers.views(time.monotonic())
@@ -184,6 +217,8 @@ class App:
         await self.http.start()
         undo.push_async_callback(self.http.stop)
         await asyncio.gather(*(known.asked_once(REFLECTION_WAIT_S) for known in self.descriptors))
+        if self._renewed:
+            self._renew_certificates()
         self._relay_address = await self._listen(self._settings.listen)
         undo.push_async_callback(self.listener.close, 0.0)
 
@@ -191,9 +226,9 @@ class App:
         try:
             match parse_address(address):
                 case TcpAddress(host, port):
-                    return await self.listener.start(host, port)
+                    return await self.listener.start(host, port, self._listening_tls)
                 case UnixAddress(path):
-                    return await self.listener.start_unix(path)
+                    return await self.listener.start_unix(path, self._listening_tls)
         except OSError as error:
             raise BindError("relay", address, cause_of(error)) from error
 
@@ -279,4 +314,8 @@ def _listener_settings(policy: RelayPolicy) -> ListenerSettings:
     admission = policy.admission
     streams_max = 2 * (admission.queue_capacity + admission.workers_max) + admission.max_streams + 1
     limits = Limits(streams_max=max(Limits().streams_max, streams_max))
-    return ListenerSettings(connection=ConnectionSettings(limits=limits, handshake_timeout_s=5.0))
+    return ListenerSettings(
+        connection=ConnectionSettings(limits=limits, handshake_timeout_s=5.0),
+        connections_max=policy.callers.connections,
+        connections_per_peer_max=policy.callers.connections_per_peer,
+    )

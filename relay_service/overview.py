@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from relay_service.control.sources import Health, QueueStatus, Stats, TelemetryStatus, UpstreamStatus
 from relay_service.core.quota import QuotaView
+from relay_service.ports import CallersStatus
 from relay_service.relay import Relay
 from relay_service.telemetry.observer import Telemetry
 from relay_service.upstream import Upstream, UpstreamState
@@ -17,13 +18,20 @@ class Overview:
     """
 
     def __init__(
-        self, relay: Relay, upstreams: Mapping[str, Upstream], telemetry: Telemetry, now: Callable[[], float]
+        self,
+        relay: Relay,
+        upstreams: Mapping[str, Upstream],
+        telemetry: Telemetry,
+        now: Callable[[], float],
+        *,
+        callers: Callable[[], CallersStatus],
     ) -> None:
         self.draining = False
         self._relay = relay
         self._upstreams = upstreams
         self._telemetry = telemetry
         self._now = now
+        self._callers = callers
         self._started_at = now()
 
     def health(self) -> Health:
@@ -44,6 +52,7 @@ class Overview:
             queue=self._queue(now),
             upstreams=[self._upstream(name, upstream, now) for name, upstream in self._upstreams.items()],
             telemetry=TelemetryStatus(spans.exported, spans.dropped),
+            callers=self._callers(),
         )
 
     def _queue(self, now: float) -> QueueStatus:

@@ -35,8 +35,33 @@ class CallHead:
     """Monotonic seconds."""
     peer: str
     """``host:port`` of the caller, for logs and spans."""
+    identity: str = ""
+    """Who the caller is, verified by its TLS certificate; empty for one that is not known. All callers
+    without an identity are one tenant."""
     unary: bool = False
     """Known to be one message each way by whoever took the call (an envelope holds nothing else)."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallersStatus:
+    """The callers' side of the data plane. Counters run from the start of the process."""
+
+    connections: int = 0
+    streams: int = 0
+    accepted: int = 0
+    refused: int = 0
+    """Closed at once: as many as allowed were open."""
+    refused_of_peer: int = 0
+    """Closed at once: their peer had as many as one peer may have."""
+    failed: int = 0
+    """Ended by us: protocol errors, floods, stalls, no handshake."""
+    last_failure: str = ""
+    not_grpc: int = 0
+    """Requests that were answered in HTTP's terms."""
+    malformed: int = 0
+    """Malformed gRPC requests, answered with a status."""
+    replies_given_up: int = 0
+    """Replies that were reset because their caller did not take them, or others before them."""
 
 
 class Reply(Protocol):

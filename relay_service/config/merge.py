@@ -27,6 +27,7 @@ class Merged:
     client_quota: QuotaBlock | None = None
     client_quotas: dict[str, QuotaBlock] = field(default_factory=dict)
     """Those of named clients."""
+    callers_fields: dict[str, Any] = field(default_factory=dict)
     budget_fields: dict[str, Any] = field(default_factory=dict)
     breaker_fields: dict[str, dict[str, Any]] = field(default_factory=lambda: {"": {}})
     """What is said of the breakers; the empty pattern is the one each upstream has."""
@@ -89,6 +90,7 @@ def _lay_over(merged: Merged, document: Document) -> None:
     if "default" in relay.clients.model_fields_set:
         merged.client_quota = relay.clients.default
     merged.client_quotas |= relay.clients.named
+    merged.callers_fields |= relay.callers.fields_given()
     merged.budget_fields |= relay.retry_budget.fields_given()
     merged.breaker_fields[""] |= relay.breaker.fields_given()
     if "max_hops" in relay.model_fields_set:

@@ -9,7 +9,7 @@ Source of the gRPC part: https://github.com/grpc/grpc-proto/blob/master/grpc/ser
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
 from relay_service.config.addresses import parse_target
@@ -17,6 +17,7 @@ from relay_service.config.durations import parse_duration
 from relay_service.core.policy import (
     AdmissionPolicy,
     BreakerPolicy,
+    CallersPolicy,
     MethodPolicy,
     RetryBudgetPolicy,
     UpstreamPolicy,
@@ -28,6 +29,7 @@ _METHOD = MethodPolicy()
 _UPSTREAM = UpstreamPolicy(target="host:1")
 _ADMISSION = AdmissionPolicy()
 _BUDGET = RetryBudgetPolicy()
+_CALLERS = CallersPolicy()
 _BREAKER = BreakerPolicy()
 
 
@@ -72,6 +74,7 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 ServiceName = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*$", max_length=255)]
 MethodName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$", max_length=255)]
 UpstreamName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]{0,62}$")]
+FileName = Annotated[str, Field(min_length=1, max_length=4096)]
 Ratio = Annotated[float, Field(gt=0, le=1)]
 ClientName = Annotated[str, Field(pattern=r"^[!-~]{1,128}$")]
 Switch = Literal[
@@ -173,6 +176,21 @@ class MethodBlock(Block):
     breaker: BreakerBlock | None = None
 
 
+class TlsBlock(Block):
+    """``tls`` of one of ``relay.upstreams``; empty means the system's authorities and no certificate."""
+
+    ca: FileName | None = None
+    certificate: FileName | None = None
+    key: FileName | None = None
+    server_name: FileName | None = None
+
+    @model_validator(mode="after")
+    def _together(self) -> "TlsBlock":
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("must hold certificate and key together or neither")
+        return self
+
+
 class UpstreamBlock(Block):
     """One of ``relay.upstreams``."""
 
@@ -184,6 +202,7 @@ class UpstreamBlock(Block):
     reconnect_backoff_min_s: PositiveDuration = _UPSTREAM.reconnect_backoff_min_s
     reconnect_backoff_max_s: PositiveDuration = _UPSTREAM.reconnect_backoff_max_s
     patience_s: Duration = _UPSTREAM.patience_s
+    tls: TlsBlock | None = None
 
 
 class RouteBlock(Block):
@@ -234,6 +253,13 @@ class ClientsBlock(Block):
     named: Annotated[dict[ClientName, QuotaBlock], Field(max_length=10_000)] = {}
 
 
+class CallersBlock(Block):
+    """``relay.callers``."""
+
+    connections: Annotated[int, Field(ge=1, le=1_000_000)] = _CALLERS.connections
+    connections_per_peer: Annotated[int, Field(ge=1, le=1_000_000)] = _CALLERS.connections_per_peer
+
+
 class BudgetBlock(Block):
     """``relay.retryBudget``."""
 
@@ -252,6 +278,7 @@ class RelayBlock(Block):
     routes: Annotated[list[RouteBlock], Field(max_length=10_000)] = []
     admission: AdmissionBlock = AdmissionBlock()
     clients: ClientsBlock = ClientsBlock()
+    callers: CallersBlock = CallersBlock()
     retry_budget: BudgetBlock = BudgetBlock()
     breaker: BreakerBlock = BreakerBlock()
     max_hops: Annotated[int, Field(ge=1, le=100)] = 3
