@@ -36,6 +36,7 @@ from relay_service.telemetry.hedging import HedgingCollector
 from relay_service.telemetry.log_stream import BackgroundStream
 from relay_service.telemetry.logs import configure_logging
 from relay_service.telemetry.observer import Telemetry
+from relay_service.telemetry.quotas import QuotaCollector
 from relay_service.telemetry.settings import TelemetrySettings
 from relay_service.timers import TimerWheel
 from relay_service.upstream import Upstream, UpstreamSettings
@@ -144,6 +145,7 @@ class App:
             callers=self.listener.status,
             hedge_lanes=self.hedge_lanes,
         )
+        self.telemetry.registry.register(QuotaCollector(self.overview.quotas))
         self.control = ControlPlane(
             ControlSettings(admin_address=settings.admin_listen),
             health=self.overview,

@@ -1,7 +1,7 @@
 """The running relay as others may look at it: health and figures, read from the parts that own them."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from relay_service.control.sources import (
     Health,
@@ -11,6 +11,7 @@ from relay_service.control.sources import (
     TelemetryStatus,
     UpstreamStatus,
 )
+from relay_service.core.quota import QuotaView
 from relay_service.hedge_lane import HedgeLane
 from relay_service.ports import CallersStatus
 from relay_service.relay import Relay
@@ -76,6 +77,7 @@ class Overview:
             streams_max=limits.max_streams,
             drain_per_s=admission.drain_per_second(now),
             admission=admission.state(),
+            quotas=self.quotas(),
         )
 
     def _hedging(self, name: str) -> HedgingStatus | None:
@@ -83,6 +85,11 @@ class Overview:
         if lane is None:
             return None
         return HedgingStatus(lane.connections, self._relay.hedging[name].state())
+
+    def quotas(self) -> Sequence[QuotaView]:
+        """The clients' quotas now."""
+        quotas = self._relay.quotas
+        return list(quotas.views()) if quotas else ()
 
     def _upstream(self, name: str, upstream: Upstream, now: float) -> UpstreamStatus:
         return UpstreamStatus(

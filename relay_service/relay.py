@@ -21,6 +21,7 @@ from relay_service.core.hedge import Hedging
 from relay_service.core.hedged import Hedges
 from relay_service.core.limit import LoadSign
 from relay_service.core.policy import NO_RETRY, MethodPolicy, RelayPolicy, RetryPolicy
+from relay_service.core.quota import ClientQuotas
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
 from relay_service.core.verdict import Fate, Origin, Verdict
@@ -42,6 +43,8 @@ from relay_service.unary import UnaryCall
 HELD_REQUEST_BYTES_MAX = 256 * 1024 * 1024
 """Request bytes of all unary calls, held for their attempts; beyond it calls find the queue full."""
 
+SECRET_BYTES = 16
+
 OWN_SERVICE_POLICY = MethodPolicy(
     default_timeout_s=None, max_timeout_s=None, attempt_timeout_s=None, retry=NO_RETRY, replay_buffer_bytes=0
 )
@@ -54,9 +57,10 @@ OWN_SERVICE_DEMAND = Demand()
 class Refusal(Exception):  # noqa: N818 (a refusal is an answer, not a fault)
     """A call that ends at its headers."""
 
-    def __init__(self, reason: Reason, pushback_s: float | None = None) -> None:
+    def __init__(self, reason: Reason, pushback_s: float | None = None, subject: str = "relay") -> None:
         self.reason = reason
         self.pushback_s = pushback_s
+        self.subject = subject
 
 
 class Relay:
@@ -90,7 +94,10 @@ class Relay:
         self._catalog = catalog
         self._observer = observer
         self._rng = rng
-        self._admission: Admission[UnaryCall] = Admission(policy.admission, now())
+        self._admission: Admission[UnaryCall] = Admission(
+            policy.admission, now(), rng.randbytes(SECRET_BYTES)
+        )
+        self._quotas = ClientQuotas(policy.clients, now()) if policy.clients else None
         self._gates = {name: RetryGate(policy.budget, policy.throttling, now()) for name in policy.upstreams}
         self._breakers = Breakers(policy, now())
         self._hedging = {name: Hedging() for name in policy.upstreams}
@@ -106,6 +113,11 @@ class Relay:
     def admission(self) -> Admission[UnaryCall]:
         """The queue and the workers."""
         return self._admission
+
+    @property
+    def quotas(self) -> ClientQuotas | None:
+        """The clients' quotas, if the policy has any."""
+        return self._quotas
 
     @property
     def gates(self) -> Mapping[str, RetryGate]:
@@ -152,7 +164,7 @@ class Relay:
             return self._take(head, reply, observer, now)
         except Refusal as refusal:
             reason = refusal.reason
-            verdict = _refused(reason, reason.meaning, refusal.pushback_s)
+            verdict = _refused(reason, reason.meaning, refusal.pushback_s, refusal.subject)
             self._answer_refused(head, reply, observer, verdict)
             return None
 
@@ -209,7 +221,7 @@ class Relay:
             self._upstreams[upstream],
             policy,
             deadline,
-            Demand(contract.criticality(head.metadata), deadline),
+            Demand(contract.criticality(head.metadata), deadline, contract.client_id(head.metadata)),
             hedge_upstream=self._hedge_upstreams.get(upstream),
         )
         machine = Call(
@@ -246,20 +258,29 @@ class Relay:
     def _unary(
         self, plan: Plan, machine: Call, reply: Reply, observer: CallObserver, now: float
     ) -> UnaryCall:
-        if (reason := self._admission.refusal(plan.demand, now)) is not None:
+        if (reason := self._admission.turn_away(plan.demand, now)) is not None:
             raise Refusal(reason, self.pushback_s(reason, now))
+        self._charge_quota(plan.demand.client, now)
         self._in_flight += 1
         return UnaryCall(self, plan, machine, reply, observer)
 
     def _stream(
         self, plan: Plan, machine: Call, reply: Reply, observer: CallObserver, now: float
     ) -> StreamCall:
+        self._charge_quota(plan.demand.client, now)
         if not self._admission.open_stream():
             raise Refusal(Reason.STREAM_LIMIT, self._admission.stream_pushback_s(self._rng))
         self._in_flight += 1
         call = StreamCall(self, plan, machine, reply, observer)
         call.begin(now)
         return call
+
+    def _charge_quota(self, client: bytes, now: float) -> None:
+        """Last of all, so that no client pays for a call that is refused for another reason."""
+        if self._quotas is not None and (wait_s := self._quotas.take(client, now)) > 0.0:
+            # Not before there is a token, and not all at once when there is one.
+            pushback_s = wait_s * self._rng.uniform(1.0, 1.5)
+            raise Refusal(Reason.CLIENT_QUOTA, pushback_s, f"client:{client.decode('ascii', 'replace')}")
 
     def _answer_refused(self, head: CallHead, reply: Reply, observer: CallObserver, verdict: Verdict) -> None:
         trailers = contract.trailers_of(verdict, head.method, ())
@@ -273,7 +294,7 @@ class Relay:
         now = self.now()
         offer = self._admission.offer(call, call.demand, now)
         if offer.displaced is not None:
-            offer.displaced.shed(Reason.SHED_BY_CRITICALITY, now)
+            offer.displaced.shed(offer.reason or Reason.QUEUE_FULL, now)
         return offer
 
     def take_spare_worker(self) -> bool:
@@ -329,9 +350,11 @@ class Relay:
         self._in_flight -= 1
 
 
-def _refused(reason: Reason, message: str, pushback_s: float | None = None) -> Verdict:
+def _refused(
+    reason: Reason, message: str, pushback_s: float | None = None, subject: str = "relay"
+) -> Verdict:
     code = reason.code or Code.UNKNOWN
-    return Verdict(code, message, Origin.RELAY, Fate.REFUSED, reason, pushback_s=pushback_s)
+    return Verdict(code, message, Origin.RELAY, Fate.REFUSED, reason, pushback_s=pushback_s, subject=subject)
 
 
 def _is_unary(policy: MethodPolicy, facts: MethodFacts | None, safety: Safety) -> bool:

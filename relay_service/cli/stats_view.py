@@ -82,6 +82,8 @@ def report(stats: Stats) -> RenderableType:
         parts.append(_breakers(stats))
     if any(upstream.HasField("hedging") for upstream in stats.upstreams):
         parts.append(_hedging(stats))
+    if stats.queue.client_quotas:
+        parts.append(_quotas(stats))
     if stats.methods:
         parts.append(_methods(stats))
     if stats.calls.by_reason:
@@ -117,7 +119,9 @@ def _calls(stats: Stats) -> Table:
 def _queue(stats: Stats) -> Table:
     queue = stats.queue
     classes = {one.criticality: one.length for one in queue.classes if one.length}
-    table = _table("Limits", "queue", "workers", "streams", "started/s", "service", "displaced", "waiting")
+    table = _table(
+        "Limits", "queue", "workers", "streams", "started/s", "service", "displaced", "shed", "waiting"
+    )
     table.add_row(
         f"{queue.length}/{queue.capacity}",
         f"{queue.workers_busy}/{queue.workers}",
@@ -125,6 +129,7 @@ def _queue(stats: Stats) -> Table:
         f"{queue.drain_per_second:.1f}",
         _time(queue.service_time),
         str(queue.displaced),
+        f"{queue.standing_shed}{' (standing)' if queue.standing else ''}",
         ", ".join(f"{count} {name}" for name, count in classes.items()) or "nothing",
     )
     return table
@@ -180,6 +185,14 @@ def _hedging(stats: Stats) -> Table:
             str(hedging.cancelled),
             ", ".join(f"{count} {why}" for why, count in held_back.items()) or "none",
         )
+    return table
+
+
+def _quotas(stats: Stats) -> Table:
+    table = _table("Client quotas", "client", "clients", "granted", "refused", "without room")
+    for quota in stats.queue.client_quotas:
+        counts = (quota.clients, quota.granted, quota.refused, quota.overflowed)
+        table.add_row(quota.client or "each other one", *(str(count) for count in counts))
     return table
 
 

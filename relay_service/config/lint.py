@@ -25,9 +25,11 @@ from relay_service.core.policy import (
     BreakerPolicy,
     HedgePolicy,
     MethodPolicy,
+    QueueOrder,
     RelayPolicy,
     RetryBudgetPolicy,
     RetryPolicy,
+    StandingShed,
 )
 from relay_service.core.status import Code
 
@@ -91,6 +93,8 @@ class Rule(StrEnum):
     """A lease that ends before a probe that is merely slow."""
     WORKERS_WITHOUT_EFFECT = "workers-without-effect"
     """A number of workers beside a limit that adapts itself."""
+    STANDING_WITHOUT_EFFECT = "standing-without-effect"
+    """Words about a standing queue with nothing done about one."""
     UPSTREAM_UNUSED = "upstream-unused"
     """An upstream without a route."""
     METHOD_UNROUTED = "method-unrouted"
@@ -120,6 +124,7 @@ def findings(document: Document, target: str) -> list[Finding]:
         *_hedging(document.content, policy),
         *_breakers(document.content, policy),
         *_workers(document.content),
+        *_standing(document.content, policy),
         *_unused(document.content, policy),
     ]
 
@@ -315,6 +320,17 @@ def _workers(file: PolicyFile) -> Iterator[Finding]:
         return
     text = f"the limit is {admission.limit.kind}: it goes from min to max whatever workers says"
     yield Finding(Rule.WORKERS_WITHOUT_EFFECT, "relay.admission.workers", text)
+
+
+def _standing(file: PolicyFile, policy: RelayPolicy) -> Iterator[Finding]:
+    given = {"standing_target_s", "standing_interval_s"} & file.relay.admission.model_fields_set
+    acts = (
+        policy.admission.standing_shed is not StandingShed.NONE
+        or policy.admission.queue_order is not QueueOrder.FIFO
+    )
+    if given and not acts:
+        text = "neither standingShed nor queueOrder does anything when the queue stands"
+        yield Finding(Rule.STANDING_WITHOUT_EFFECT, "relay.admission", text)
 
 
 def _unused(file: PolicyFile, policy: RelayPolicy) -> Iterator[Finding]:

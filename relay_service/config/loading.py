@@ -17,16 +17,20 @@ from relay_service.core.policy import (
     AdmissionPolicy,
     BreakerPolicy,
     CallersPolicy,
+    ClientQuota,
+    ClientsPolicy,
     HedgePolicy,
     Jitter,
     LimitKind,
     LimitPolicy,
     MethodPolicy,
+    QueueOrder,
     RelayPolicy,
     RetryBudgetPolicy,
     RetryPolicy,
     RetryThrottling,
     Route,
+    StandingShed,
     UpstreamPolicy,
     UpstreamTls,
 )
@@ -76,6 +80,7 @@ def build_policy(document: Document, target: str) -> RelayPolicy:
         routes=tuple(Route(route.service or "", route.method, route.upstream) for route in merged.routes),
         callers=CallersPolicy(**merged.callers_fields),
         admission=WIDE_OPEN if "admission" in merged.off else _admission(merged),
+        clients=_clients(merged),
         budget=None if "retryBudget" in merged.off else RetryBudgetPolicy(**merged.budget_fields),
         throttling=_throttling(merged),
         breakers=_breakers(merged),
@@ -212,7 +217,21 @@ def _admission(merged: Merged) -> AdmissionPolicy:
     if block is not None:
         fields = block.fields_given()
         given["limit"] = LimitPolicy(**(fields | {"kind": LimitKind(fields["kind"])}))
+    if "queue_order" in given:
+        given["queue_order"] = QueueOrder(given["queue_order"])
+    if "standing_shed" in given:
+        given["standing_shed"] = StandingShed(given["standing_shed"])
     return AdmissionPolicy(**given)
+
+
+def _clients(merged: Merged) -> ClientsPolicy | None:
+    default, named = merged.client_quota, merged.client_quotas
+    if "clientQuotas" in merged.off or (default is None and not named):
+        return None
+    return ClientsPolicy(
+        None if default is None else ClientQuota(default.rate_per_s, default.burst),
+        {name: ClientQuota(block.rate_per_s, block.burst) for name, block in named.items()},
+    )
 
 
 def _throttling(merged: Merged) -> RetryThrottling | None:

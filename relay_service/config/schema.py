@@ -79,6 +79,7 @@ MethodName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$", max_length=255)]
 UpstreamName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]{0,62}$")]
 FileName = Annotated[str, Field(min_length=1, max_length=4096)]
 Ratio = Annotated[float, Field(gt=0, le=1)]
+ClientName = Annotated[str, Field(pattern=r"^[!-~]{1,128}$")]
 Switch = Literal[
     "retry",
     "hedging",
@@ -86,6 +87,7 @@ Switch = Literal[
     "retryThrottling",
     "breaker",
     "admission",
+    "clientQuotas",
     "attemptTimeout",
     "deadlines",
 ]
@@ -254,6 +256,24 @@ class AdmissionBlock(Block):
     sheddable_share: Annotated[float, Field(ge=0, le=1)] = _ADMISSION.sheddable_share
     sheddable_plus_share: Annotated[float, Field(ge=0, le=1)] = _ADMISSION.sheddable_plus_share
     feasibility_quantile: Annotated[float, Field(ge=0.01, le=0.99)] | None = _ADMISSION.feasibility_quantile
+    queue_order: Literal["fifo", "adaptive-lifo"] = "fifo"
+    standing_shed: Literal["none", "codel"] = "none"
+    standing_target_s: PositiveDuration = _ADMISSION.standing_target_s
+    standing_interval_s: PositiveDuration = _ADMISSION.standing_interval_s
+
+
+class QuotaBlock(Block):
+    """``relay.clients.default``, and an entry of ``relay.clients.named``."""
+
+    rate_per_s: Positive = Field(alias="ratePerSecond")
+    burst: Annotated[float, Field(ge=1, le=1_000_000)]
+
+
+class ClientsBlock(Block):
+    """``relay.clients``."""
+
+    default: QuotaBlock | None = None
+    named: Annotated[dict[ClientName, QuotaBlock], Field(max_length=10_000)] = {}
 
 
 class CallersBlock(Block):
@@ -280,6 +300,7 @@ class RelayBlock(Block):
     upstreams: Annotated[dict[UpstreamName, UpstreamBlock], Field(max_length=100)] = {}
     routes: Annotated[list[RouteBlock], Field(max_length=10_000)] = []
     admission: AdmissionBlock = AdmissionBlock()
+    clients: ClientsBlock = ClientsBlock()
     callers: CallersBlock = CallersBlock()
     retry_budget: BudgetBlock = BudgetBlock()
     breaker: BreakerBlock = BreakerBlock()

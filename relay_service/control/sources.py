@@ -12,6 +12,7 @@ from relay_service.core.admission import AdmissionState
 from relay_service.core.breakers import BreakerView
 from relay_service.core.budget import BudgetState
 from relay_service.core.hedge import HedgingState
+from relay_service.core.quota import QuotaView
 from relay_service.ports import CallersStatus
 from relay_service.telemetry.metrics import CallTotals, MethodStats
 
@@ -30,6 +31,8 @@ class QueueStatus:
     """Attempts that ended per second, smoothed; what pushback is computed from."""
     admission: AdmissionState = field(default_factory=AdmissionState)
     """Who waits, and what became of those who do not."""
+    quotas: Sequence[QuotaView] = ()
+    """The clients' quotas; empty without any in the policy."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,12 +119,29 @@ def _queue(queue: QueueStatus) -> admin_pb2.Queue:
         streams_max=queue.streams_max,
         drain_per_second=queue.drain_per_s,
         classes=[
-            admin_pb2.QueuedClass(criticality=criticality.name, length=length)
+            admin_pb2.QueuedClass(
+                criticality=criticality.name,
+                length=length,
+                taken=queue.admission.taken.get(criticality, 0),
+                refused=queue.admission.refused.get(criticality, 0),
+            )
             for criticality, length in sorted(queue.admission.queued.items(), reverse=True)
         ],
         displaced=queue.admission.displaced,
         service_time=duration(queue.admission.service_s),
         baseline=duration(queue.admission.baseline_s),
+        standing=queue.admission.standing,
+        standing_shed=queue.admission.standing_shed,
+        client_quotas=[
+            admin_pb2.ClientQuota(
+                client=quota.client,
+                clients=quota.clients,
+                granted=quota.granted,
+                refused=quota.refused,
+                overflowed=quota.overflowed,
+            )
+            for quota in queue.quotas
+        ],
     )
 
 

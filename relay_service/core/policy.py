@@ -258,6 +258,50 @@ class LimitPolicy:
         _positive_or_off("limit.latency_objective_s", self.latency_objective_s)
 
 
+class QueueOrder(Enum):
+    """Which of a client's waiting calls is served first; the classes come before this."""
+
+    FIFO = "fifo"
+    """The oldest."""
+    ADAPTIVE_LIFO = "adaptive-lifo"
+    """The oldest, but the newest while the queue stands: it still has time."""
+
+
+class StandingShed(Enum):
+    """What becomes of the calls in a queue that stands."""
+
+    NONE = "none"
+    """They wait to their deadlines."""
+    CODEL = "codel"
+    """They are refused one after the other, the sooner the longer it stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientQuota:
+    """A token bucket: ``rate_per_s`` calls a second, and ``burst`` at once."""
+
+    rate_per_s: float
+    burst: float
+
+    def __post_init__(self) -> None:
+        _positive("rate_per_s", self.rate_per_s)
+        _at_least("burst", self.burst, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class ClientsPolicy:
+    """How many calls clients may make. None and nothing named is off."""
+
+    default: ClientQuota | None = None
+    """Each client that is not named has one of these; those that give no name share one."""
+    named: Mapping[str, ClientQuota] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if "" in self.named:
+            raise ValueError("named must not hold an empty name: default is for those that give none")
+        object.__setattr__(self, "named", MappingProxyType(dict(self.named)))
+
+
 @dataclass(frozen=True, slots=True)
 class AdmissionPolicy:
     """How much the relay takes on at once. There is no unlimited: off is `WIDE_OPEN`."""
@@ -276,6 +320,12 @@ class AdmissionPolicy:
     feasibility_quantile: float | None = 0.9
     """A call that would have to wait is refused when its expected wait and this quantile of the service
     time exceed what is left of its deadline; None refuses none for that."""
+    queue_order: QueueOrder = QueueOrder.FIFO
+    standing_shed: StandingShed = StandingShed.NONE
+    standing_target_s: float = 0.05
+    """The queue stands when its oldest call has waited longer than this for a whole interval."""
+    standing_interval_s: float = 0.2
+    """Also the time from the first call that is shed to the second."""
 
     @property
     def workers_max(self) -> int:
@@ -290,6 +340,8 @@ class AdmissionPolicy:
         _share("sheddable_plus_share", self.sheddable_plus_share)
         if self.feasibility_quantile is not None:
             _share("feasibility_quantile", self.feasibility_quantile)
+        _positive("standing_target_s", self.standing_target_s)
+        _positive("standing_interval_s", self.standing_interval_s)
 
 
 WIDE_OPEN = AdmissionPolicy(queue_capacity=0, workers=100_000, max_streams=100_000)
@@ -401,6 +453,7 @@ class RelayPolicy:
     breakers: Mapping[str, BreakerPolicy] = field(default_factory=dict)
     max_hops: int = 3
     """Relays a call may pass through, this one included, before it is taken for a loop."""
+    clients: ClientsPolicy | None = None
     callers: CallersPolicy = CallersPolicy()
     _default_method: MethodPolicy = field(init=False, repr=False, compare=False)
     _upstream_by_pattern: Mapping[str, str] = field(init=False, repr=False, compare=False)

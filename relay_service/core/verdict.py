@@ -46,6 +46,8 @@ class Verdict:
     """How many of the attempts were hedges."""
     hedge_won: bool = False
     """Whether the status is a hedge's answer."""
+    subject: str = "relay"
+    """Whose limit was reached, when one was: the relay's or ``client:NAME``'s."""
 
     @property
     def outcome(self) -> str:

@@ -60,6 +60,18 @@ class AdmissionCollector(Collector):
         for criticality, count in state.queued.items():
             queued.add_metric([criticality.name], count)
         yield queued
+        for name, text, counts in (
+            ("relay_taken", "Calls and retries that were given a worker.", state.taken),
+            ("relay_turned_away", "Calls and retries that the admission refused or shed.", state.refused),
+        ):
+            counter = CounterMetricFamily(name, text, labels=["criticality"])
+            for criticality, count in counts.items():
+                counter.add_metric([criticality.name], count)
+            yield counter
+        yield GaugeMetricFamily("relay_queue_standing", "1 while the queue stands.", value=state.standing)
+        yield CounterMetricFamily(
+            "relay_standing_shed", "Calls shed because the queue stood.", value=state.standing_shed
+        )
         yield CounterMetricFamily(
             "relay_displaced", "Calls that lost their place in the queue to another.", value=state.displaced
         )

@@ -112,6 +112,11 @@ SUSPICIOUS = [
         "breaker-probe-too-short",
         "relay.methods[0].breaker",
     ),
+    (
+        {"relay": {"preset": "simple", "admission": {"standingTarget": "0.02s"}}},
+        "standing-without-effect",
+        "relay.admission",
+    ),
     ({"relay": ROUTED}, "upstream-unused", "relay.upstreams.b"),
     (
         {

@@ -31,6 +31,8 @@ CONTAINERS = {
     "relay.admission",
     "relay.callers",
     "relay.admission.limit",
+    "relay.clients",
+    "relay.clients.named",
     "relay.retryBudget",
     "relay.breaker",
 }
