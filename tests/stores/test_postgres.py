@@ -1,6 +1,7 @@
 """What only the PostgreSQL engine has: a server that can be lost, found again, and shared."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import asyncpg
@@ -105,8 +106,12 @@ async def test_a_deadlock_is_tried_again(relay: PostgresStore, psql: Any) -> Non
 
 
 async def test_a_server_restarted_under_load_loses_nothing_and_is_noticed_soon(
-    postgres_server: Any, relay: PostgresStore, make: Any
+    postgres_server: Any, postgres_rig: Any, relay: PostgresStore, make: Any
 ) -> None:
+    # Its waiters look again many times while the server is away.
+    relay = PostgresStore(replace(postgres_rig.settings, safety_poll_s=0.1))
+    postgres_rig.stores.append(relay)
+    await relay.open()
     scope = make.scope()
     fence = (await relay.claim(make.claim(scope, lease_s=DAY_S))).record.fence
     waiting = asyncio.create_task(relay.changed(scope, fence, BOUND_S))
