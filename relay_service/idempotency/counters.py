@@ -1,0 +1,39 @@
+"""What is counted of keys."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from relay_service.core.idempotency import Decision
+
+StoreTimes = Callable[[str, float], None]
+"""Hears of each store operation: its name and how long it took, in seconds."""
+
+
+def untimed(_operation: str, _seconds: float) -> None:
+    """Nobody wants to know."""
+
+
+@dataclass(slots=True)
+class KeyCounters:
+    """Counted from the start of the process; `waiting` and `flights` are now."""
+
+    decisions: Counter[Decision] = field(default_factory=Counter)
+    """What became of the keys that calls came with, look-ups and claims together."""
+    settled: Counter[str] = field(default_factory=Counter)
+    """How claims ended: kept, released, ambiguous, dead_lettered, or lost (nothing could be written)."""
+    coalesced: int = 0
+    """Callers who got the answer of a call that was under way here."""
+    stale: int = 0
+    """Writes that changed nothing because their fence was outdated."""
+    store_errors: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class KeysState:
+    """A look at the keys."""
+
+    flights: int
+    waiting: int
+    leases: int
+    counters: KeyCounters
