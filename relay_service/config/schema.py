@@ -14,6 +14,7 @@ from pydantic.alias_generators import to_camel
 
 from relay_service.config.addresses import parse_target
 from relay_service.config.durations import parse_duration
+from relay_service.core.key_policy import IdempotencyPolicy, KeyLimits, LetterPolicy
 from relay_service.core.policy import (
     AdmissionPolicy,
     BreakerPolicy,
@@ -29,6 +30,9 @@ _UPSTREAM = UpstreamPolicy(target="host:1")
 _ADMISSION = AdmissionPolicy()
 _BUDGET = RetryBudgetPolicy()
 _BREAKER = BreakerPolicy()
+_KEEPING = IdempotencyPolicy()
+_KEYS = KeyLimits()
+_LETTERS = LetterPolicy()
 
 
 def _duration(value: Any) -> float:
@@ -149,6 +153,16 @@ class BreakerBlock(Block):
     ramp_s: PositiveDuration | None = Field(default=_BREAKER.ramp_s, alias="rampTime")
 
 
+class IdempotencyBlock(Block):
+    """The ``idempotency`` of an entry of ``relay.methods``."""
+
+    in_flight: Literal["wait", "abort"] = _KEEPING.in_flight.value
+    keep_s: PositiveDuration = _KEEPING.keep_s
+    keep_errors_s: PositiveDuration = _KEEPING.keep_errors_s
+    settle_s: Duration = Field(default=_KEEPING.settle_s, alias="settleTimeout")
+    payload_keys: bool = _KEEPING.payload_keys
+
+
 class MethodBlock(Block):
     """An entry of ``relay.methods``: what gRPC has no words for."""
 
@@ -163,6 +177,7 @@ class MethodBlock(Block):
     replay_buffer_bytes: Annotated[int, Field(ge=0, le=64 * 1024 * 1024)] = _METHOD.replay_buffer_bytes
     max_message_bytes: Annotated[int, Field(ge=1, le=1024 * 1024 * 1024)] = _METHOD.max_message_bytes
     breaker: BreakerBlock | None = None
+    idempotency: IdempotencyBlock | None = None
 
 
 class UpstreamBlock(Block):
@@ -216,6 +231,22 @@ class BudgetBlock(Block):
     floor_per_s: NotNegative = Field(default=_BUDGET.floor_per_s, alias="floorPerSecond")
 
 
+class KeysBlock(Block):
+    """``relay.keys``."""
+
+    lease_s: PositiveDuration = _KEYS.lease_s
+    waiters: Annotated[int, Field(ge=1, le=1_000_000)] = _KEYS.waiters
+    waiters_per_key: Annotated[int, Field(ge=1, le=1_000_000)] = _KEYS.waiters_per_key
+    tombstone_s: PositiveDuration = _KEYS.tombstone_s
+
+
+class DeadLettersBlock(Block):
+    """``relay.deadLetters``."""
+
+    on_exhausted: bool = _LETTERS.on_exhausted
+    keep_s: PositiveDuration = _LETTERS.keep_s
+
+
 class RelayBlock(Block):
     """``relay``: all that is ours."""
 
@@ -227,6 +258,8 @@ class RelayBlock(Block):
     admission: AdmissionBlock = AdmissionBlock()
     retry_budget: BudgetBlock = BudgetBlock()
     breaker: BreakerBlock = BreakerBlock()
+    keys: KeysBlock = KeysBlock()
+    dead_letters: DeadLettersBlock = DeadLettersBlock()
     max_hops: Annotated[int, Field(ge=1, le=100)] = 3
     off: list[Switch] = []
 

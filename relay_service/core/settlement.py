@@ -7,6 +7,7 @@ as what it is, an outcome nobody knows, until somebody settles it.
 from dataclasses import dataclass
 
 from relay_service.core.evidence import Evidence
+from relay_service.core.idempotency import Afterwards
 from relay_service.core.job import Cause
 from relay_service.core.key_policy import IdempotencyPolicy, LetterPolicy
 from relay_service.core.reason import Reason
@@ -32,6 +33,8 @@ class Keep:
     """Store the answer and replay it for so long."""
 
     keep_s: float
+    then: Afterwards
+    """An effect is remembered longer than its answer; that there was none is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +63,10 @@ def settlement_of(verdict: Verdict, policy: IdempotencyPolicy, letters: LetterPo
         return Release()
     if verdict.evidence is Evidence.DEFINITE:
         if verdict.code is Code.OK:
-            return Keep(policy.keep_s)
-        return Keep(policy.keep_errors_s) if verdict.code in KEPT_ERRORS else Release()
+            return Keep(policy.keep_s, Afterwards.TOMBSTONE)
+        if verdict.code in KEPT_ERRORS:
+            return Keep(policy.keep_errors_s, Afterwards.FORGOTTEN)
+        return Release()
     ambiguous = verdict.evidence is Evidence.AMBIGUOUS
     unwanted = verdict.fate is Fate.CANCELLED and not ambiguous
     if letters.on_exhausted and not unwanted:

@@ -10,6 +10,10 @@ StoreTimes = Callable[[str, float], None]
 """Hears of each store operation: its name and how long it took, in seconds."""
 
 
+SETTLEMENTS = ("kept", "released", "ambiguous", "dead_lettered", "lost")
+"""What is written of a claim at its end; lost means that nothing could be."""
+
+
 def untimed(_operation: str, _seconds: float) -> None:
     """Nobody wants to know."""
 
@@ -21,7 +25,7 @@ class KeyCounters:
     decisions: Counter[Decision] = field(default_factory=Counter)
     """What became of the keys that calls came with, look-ups and claims together."""
     settled: Counter[str] = field(default_factory=Counter)
-    """How claims ended: kept, released, ambiguous, dead_lettered, or lost (nothing could be written)."""
+    """How claims ended, by `SETTLEMENTS`."""
     coalesced: int = 0
     """Callers who got the answer of a call that was under way here."""
     stale: int = 0

@@ -247,11 +247,10 @@ class Flight:
         except NoWork as refusal:
             return self._refused(refusal.reason, refusal.pushback_s)
         work.somebody_waits(self._latest())
-        try:
-            return await self._claim_and_carry(leader.intent, work)
-        finally:
+        outcome = await self._claim_and_carry(leader.intent, work)
+        if outcome is None:  # another round, perhaps in another caller's name
             self._return_observer()
-            self._work = None
+        return outcome
 
     async def _claim_and_carry(self, intent: Intent, work: KeyedWork) -> Outcome | None:
         if not await work.worker():
@@ -313,13 +312,13 @@ class Flight:
         letter_id = ""
         status: KeyStatus | None
         match settlement:
-            case Keep(keep_s):
+            case Keep(keep_s, then):
                 assert work.catcher.answer is not None, "what is definite was answered"  # noqa: S101 (states that cannot be)
                 encoded = work.catcher.answer.encode()
                 name, status, writing = (
                     "kept",
                     KeyStatus.EXECUTED,
-                    store.finish(scope, fence, encoded, keep_s),
+                    store.finish(scope, fence, encoded, keep_s, then),
                 )
             case Release():
                 name, status, writing = "released", None, store.release(scope, fence)
@@ -391,7 +390,7 @@ class Flight:
     def _return_observer(self) -> None:
         if self._leader is not None:
             self._leader.take_observer_back(self.attempts)
-            self._leader = None
+            self._leader = self._work = None
 
 
 def _ran_out_of_time(verdict: Verdict) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,7 +17,14 @@ from relay_service.idempotency.counters import KeyCounters, KeysState, StoreTime
 from relay_service.idempotency.flight import Flight, FlightHost, Ground
 from relay_service.idempotency.leases import Leases
 from relay_service.idempotency.outcome import refused
-from relay_service.stores.interface import Store
+from relay_service.stores.interface import Store, StoreError
+
+SWEEP_EVERY_S = 10.0
+SWEEP_ROWS = 500
+SWEEP_PAUSE_S = 0.05
+"""Between two batches of a sweep that has much to do, so that it holds nobody up."""
+
+log = logging.getLogger(__name__)
 
 
 class KeysHost(FlightHost, Protocol):
@@ -43,7 +52,7 @@ class KeysSetup:
 
 
 class Keys:
-    """State: the flights by scope, their tasks, how many callers wait, and the leases."""
+    """State: the flights by scope, their tasks, how many callers wait, the leases, and the sweep."""
 
     def __init__(self, host: KeysHost, setup: KeysSetup, limits: KeyLimits, letters: LetterPolicy) -> None:
         self._host = host
@@ -53,6 +62,7 @@ class Keys:
         self.counters = KeyCounters()
         self._flights: dict[Scope, Flight] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._sweeping: asyncio.Task[None] | None = None
         self._waiting = 0
         self._ground = Ground(
             host,
@@ -119,14 +129,32 @@ class Keys:
         del self._flights[flight.scope]
         self._host.let_go_of_request(flight.size_bytes)
 
-    async def idle(self) -> None:
+    def open(self) -> None:
+        """Begin to forget what has expired; the store is open."""
+        self._sweeping = asyncio.get_running_loop().create_task(self._sweep(), name="expired keys are swept")
+
+    async def idle(self, timeout_s: float) -> None:
         """Wait until every flight has landed, those without a caller too."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self._tasks:
+                    await asyncio.wait(self._tasks)
 
     async def close(self) -> None:
         """Abandon what is left: its leases run out, and its outcomes are unknown."""
         self._leases.close()
-        for task in self._tasks:
+        tasks = [*self._tasks, *([self._sweeping] if self._sweeping is not None else [])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _sweep(self) -> None:
+        tombstone_s, pause_s = self._limits.tombstone_s, SWEEP_EVERY_S
+        while True:
+            await asyncio.sleep(pause_s)
+            pause_s = SWEEP_EVERY_S
+            try:
+                if await self.store.sweep_keys(tombstone_s=tombstone_s, limit=SWEEP_ROWS) == SWEEP_ROWS:
+                    pause_s = SWEEP_PAUSE_S
+            except StoreError as error:
+                log.warning("expired keys could not be swept: %s", error)
