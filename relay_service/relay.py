@@ -40,9 +40,6 @@ from relay_service.ports import (
 from relay_service.streaming import StreamCall
 from relay_service.unary import UnaryCall
 
-UNAUTHENTICATED_TENANT = ""
-"""All callers without a verified identity are one tenant."""
-
 HELD_REQUEST_BYTES_MAX = 256 * 1024 * 1024
 """Request bytes of all unary calls, held for their attempts; beyond it calls find the queue full."""
 
@@ -204,12 +201,11 @@ class Relay:
         known = facts is not None or policy.unary is not None
         key = _key(head, policy, streaming=known and not unary)
         deadline = _deadline(head, policy, now, unary=unary)
-        tenant = UNAUTHENTICATED_TENANT
         keeping = policy.idempotency if unary and self._keys is not None else None
         if keeping is not None and self._keys is not None and (key is not None or keeping.payload_keys):
-            intent = Intent(head, upstream, policy, keeping, safety, hops, tenant, key, deadline)
+            intent = Intent(head, upstream, policy, keeping, safety, hops, key, deadline)
             return KeyedCall(self, self._keys, intent, reply, observer)
-        sent_key = None if key is None else _sent_key(tenant, head.method, key, hops)
+        sent_key = None if key is None else _sent_key(head.identity, head.method, key, hops)
         breaker = self._breakers.guarding(upstream, head.method)
         self._check_breaker(breaker, now)
         plan = self._plan(
@@ -304,7 +300,7 @@ class Relay:
         )
         if order.outcome_open:
             machine.outcome_is_open()
-        sent_key = _sent_key(intent.tenant, head.method, order.key, hops)
+        sent_key = _sent_key(head.identity, head.method, order.key, hops)
         outgoing = _outgoing(head, sent_key, hops)
         plan = self._plan(head, intent.upstream, policy, intent.deadline, outgoing=outgoing, deadline=None)
         self._in_flight += 1

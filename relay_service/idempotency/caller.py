@@ -140,7 +140,7 @@ class KeyedCall:
             return
         fingerprint = hashlib.sha256(message_of(framed, intent.head, intent.policy)).digest()
         key = intent.key if intent.key is not None else contract.payload_key(fingerprint)
-        scope = Scope(intent.tenant, intent.head.method, key)
+        scope = Scope(intent.head.identity, intent.head.method, key)
         self._let_go()  # who has it executed holds it; a duplicate's is needed no longer
         self._flight = self._desk.board(self, scope, fingerprint, framed)
 

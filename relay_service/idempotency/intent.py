@@ -19,7 +19,6 @@ class Intent:
     """The policy's ``idempotency``, which is there."""
     safety: Safety
     hops: int
-    tenant: str
     key: bytes | None
     """As the caller sent it; None where the request's hash is to be the key."""
     deadline: float | None

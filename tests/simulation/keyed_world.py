@@ -1,6 +1,7 @@
 """Several relays on one store, before an upstream that honours keys or ignores them; relays die and stall."""
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -88,10 +89,8 @@ class Node:
         if self._stopped:
             self._missed.append(happening)
             return
-        try:
+        with contextlib.suppress(Crashed):
             happening()
-        except Crashed:
-            pass
 
     def call_at(self, when: float, callback: Callable[[Any], None], argument: Any) -> Any:
         gated = lambda _: self.deliver(lambda: callback(argument))  # noqa: E731 (one line, one use)
@@ -162,7 +161,7 @@ class GatedSink:
 
 
 class GatedStore:
-    """The store as one relay reaches it: requests and answers take their time, and wait for a stopped relay."""
+    """The store as one relay reaches it: what goes there and back takes time, and waits for a stopped relay."""
 
     def __init__(self, node: Node) -> None:
         self._node = node

@@ -93,6 +93,13 @@ def simulate(seed: int, make_store: Callable[[Callable[[], float]], MemoryStore]
     return world
 
 
+def simulate_all(
+    seeds: range, make_store: Callable[[Callable[[], float]], MemoryStore] = MemoryStore
+) -> None:
+    for seed in seeds:
+        simulate(seed, make_store)
+
+
 async def checked(seed: int, make_store: Callable[[Callable[[], float]], MemoryStore]) -> KeyedWorld:
     world = await a_run(seed, make_store)
     check_effects(world)
@@ -175,8 +182,7 @@ async def check_what_is_known(world: KeyedWorld) -> None:
 @pytest.mark.parametrize("block", range(BLOCKS))
 def test_a_key_has_one_effect_and_one_answer_for_every_seed(block: int) -> None:
     size = SEEDS // BLOCKS
-    for seed in range(block * size, block * size + size):
-        simulate(seed)
+    simulate_all(range(block * size, block * size + size))
 
 
 def test_the_worlds_reach_every_step_and_every_kind_of_answer() -> None:
@@ -277,5 +283,4 @@ def as_it_is() -> Iterator[None]:
 )
 def test_a_relay_that_breaks_the_promise_is_caught(broken: Any, store: type[MemoryStore]) -> None:
     with broken(), pytest.raises(AssertionError):
-        for seed in range(SEEDS):
-            simulate(seed, store)
+        simulate_all(range(SEEDS), store)

@@ -1,4 +1,4 @@
-"""An asyncio loop whose time passes only when nothing is left to do: deterministic, and as fast as it computes."""
+"""An asyncio loop whose time passes only when nothing is left to do: deterministic, and never waiting."""
 
 import asyncio
 import selectors
