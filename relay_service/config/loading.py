@@ -116,11 +116,12 @@ def _method_policy(merged: Merged, pattern: str) -> MethodPolicy:
     given = dict(merged.fields_of(pattern))
     jitter = Jitter(given.pop("jitter", Jitter.FULL.value))
     safety = given.pop("safety", None)
+    idempotency = _idempotency(given.pop("idempotency", None))
     policy = MethodPolicy(
         **given,
         safety=Safety(safety) if safety else None,
         retry=_retry(config, jitter, merged.off),
-        idempotency=_idempotency(given.pop("idempotency", None)),
+        idempotency=idempotency,
     )
     if config is not None and config.timeout_s is not None:
         policy = _with_grpc_timeout(policy, config.timeout_s)

@@ -11,6 +11,7 @@ from typing import Protocol
 from relay_service.core.admission import AdmissionState
 from relay_service.core.breakers import BreakerView
 from relay_service.core.budget import BudgetState
+from relay_service.idempotency.counters import KeysState
 from relay_service.telemetry.metrics import CallTotals, MethodStats
 
 
@@ -67,6 +68,8 @@ class Stats:
     queue: QueueStatus
     upstreams: Sequence[UpstreamStatus]
     telemetry: TelemetryStatus
+    keys: KeysState | None = None
+    """None without a store."""
 
 
 @dataclass(frozen=True, slots=True)
