@@ -31,6 +31,8 @@ CONTAINERS = {
     "relay.admission.limit",
     "relay.retryBudget",
     "relay.breaker",
+    "relay.keys",
+    "relay.deadLetters",
 }
 """Fields that are documented by what they hold."""
 
