@@ -33,6 +33,7 @@ from relay_service.relay import Relay
 from relay_service.stores.interface import Store
 from relay_service.stores.opening import engine_from
 from relay_service.telemetry.breakers import BreakerCollector
+from relay_service.telemetry.callers import CallersCollector
 from relay_service.telemetry.exposition import AdmissionCollector
 from relay_service.telemetry.keys import KeysCollector, StoreTimes
 from relay_service.telemetry.log_stream import BackgroundStream
@@ -134,9 +135,12 @@ class App:
             self.telemetry.registry.register(KeysCollector(self.relay.keys.state, self.store_times))
         self.telemetry.registry.register(AdmissionCollector(self.relay.admission.state))
         self.telemetry.registry.register(BreakerCollector(self._breakers))
-        self.overview = Overview(self.relay, self.upstreams, self.telemetry, time.monotonic)
         opener = EnvelopeOpener(self.relay, policy, catalog)
         self.listener = Listener(opener.on_call, self.timers, _listener_settings(policy))
+        self.telemetry.registry.register(CallersCollector(self.listener.status))
+        self.overview = Overview(
+            self.relay, self.upstreams, self.telemetry, time.monotonic, callers=self.listener.status
+        )
         self.control = ControlPlane(
             ControlSettings(admin_address=settings.admin_listen),
             health=self.overview,
@@ -345,4 +349,8 @@ def _listener_settings(policy: RelayPolicy) -> ListenerSettings:
     admission = policy.admission
     streams_max = 2 * (admission.queue_capacity + admission.workers_max) + admission.max_streams + 1
     limits = Limits(streams_max=max(Limits().streams_max, streams_max))
-    return ListenerSettings(connection=ConnectionSettings(limits=limits, handshake_timeout_s=5.0))
+    return ListenerSettings(
+        connection=ConnectionSettings(limits=limits, handshake_timeout_s=5.0),
+        connections_max=policy.callers.connections,
+        connections_per_peer_max=policy.callers.connections_per_peer,
+    )

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from relay_service.control.sources import Health, QueueStatus, Stats, TelemetryStatus, UpstreamStatus
+from relay_service.ports import CallersStatus
 from relay_service.relay import Relay
 from relay_service.telemetry.observer import Telemetry
 from relay_service.upstream import Upstream, UpstreamState
@@ -16,13 +17,20 @@ class Overview:
     """
 
     def __init__(
-        self, relay: Relay, upstreams: Mapping[str, Upstream], telemetry: Telemetry, now: Callable[[], float]
+        self,
+        relay: Relay,
+        upstreams: Mapping[str, Upstream],
+        telemetry: Telemetry,
+        now: Callable[[], float],
+        *,
+        callers: Callable[[], CallersStatus],
     ) -> None:
         self.draining = False
         self._relay = relay
         self._upstreams = upstreams
         self._telemetry = telemetry
         self._now = now
+        self._callers = callers
         self._started_at = now()
 
     def health(self) -> Health:
@@ -44,6 +52,7 @@ class Overview:
             upstreams=[self._upstream(name, upstream, now) for name, upstream in self._upstreams.items()],
             telemetry=TelemetryStatus(spans.exported, spans.dropped),
             keys=self._relay.keys.state() if self._relay.keys is not None else None,
+            callers=self._callers(),
         )
 
     def _queue(self, now: float) -> QueueStatus:
