@@ -31,6 +31,7 @@ DETAILS = b"grpc-status-details-bin"
 KEY_STATUS = b"idempotency-status"
 FIRST_SEEN = b"idempotency-first-seen"
 DEAD_LETTER_ID = b"relay-dead-letter-id"
+DURABILITY = b"relay-durability"
 PREVIOUS_ATTEMPTS = b"grpc-previous-rpc-attempts"
 
 REPLACED = frozenset({HOPS, IDEMPOTENCY_KEY, b"traceparent", b"tracestate", b"baggage"})
@@ -58,7 +59,12 @@ _EXECUTED_AT_ONCE: Headers = (
     (b"relay-origin", b"upstream"),
     (b"relay-outcome", b"executed"),
 )
-_OUR_TRAILERS = frozenset(name for name, _ in _EXECUTED_AT_ONCE) | {KEY_STATUS, FIRST_SEEN, DEAD_LETTER_ID}
+_OUR_TRAILERS = frozenset(name for name, _ in _EXECUTED_AT_ONCE) | {
+    KEY_STATUS,
+    FIRST_SEEN,
+    DEAD_LETTER_ID,
+    DURABILITY,
+}
 MESSAGE_CHARS_MAX = 1_000
 """Of a status message that stands in error details: it may quote what an upstream said."""
 

@@ -200,6 +200,8 @@ class Relay:
             raise Refusal(Reason.HOP_LIMIT)
         known = facts is not None or policy.unary is not None
         key = _key(head, policy, streaming=known and not unary)
+        if key is not None and policy.idempotency is not None:
+            unary = True  # of a method nothing is known of: a key belongs to one request
         deadline = _deadline(head, policy, now, unary=unary)
         keeping = policy.idempotency if unary and self._keys is not None else None
         if keeping is not None and self._keys is not None and (key is not None or keeping.payload_keys):
