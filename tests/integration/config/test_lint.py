@@ -104,7 +104,7 @@ SUSPICIOUS = [
         "relay.methods[0].breaker",
     ),
     (
-        {"relay": {"preset": "default", "admission": {"standingTarget": "0.02s"}}},
+        {"relay": {"preset": "simple", "admission": {"standingTarget": "0.02s"}}},
         "standing-without-effect",
         "relay.admission",
     ),
