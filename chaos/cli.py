@@ -8,6 +8,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from chaos import scenario_cli
+from chaos.comparison.cli import compare
+from chaos.experiments.cli import experiment
 from chaos.toxiproxy.cli import app as toxiproxy_app
 
 # Errors of gRPC's core are ours to report; its own lines on stderr would only repeat them. Set before grpc
@@ -27,6 +29,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(toxiproxy_app, name="toxiproxy")
+app.command()(experiment)
+app.command()(compare)
 app.command("list")(scenario_cli.list_scenarios)
 app.command()(scenario_cli.run)
 app.command()(scenario_cli.explore)
