@@ -1,4 +1,4 @@
-"""``relay-chaos``: the tour, the stack to play with, and Toxiproxy."""
+"""``relay-chaos``: the tour, the scenarios, the stack to play with, and Toxiproxy."""
 
 import json
 import os
@@ -7,6 +7,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from chaos import scenario_cli
 from chaos.comparison.cli import compare
 from chaos.experiments.cli import experiment
 from chaos.toxiproxy.cli import app as toxiproxy_app
@@ -30,6 +31,10 @@ app = typer.Typer(
 app.add_typer(toxiproxy_app, name="toxiproxy")
 app.command()(experiment)
 app.command()(compare)
+app.command("list")(scenario_cli.list_scenarios)
+app.command()(scenario_cli.run)
+app.command()(scenario_cli.explore)
+app.command()(scenario_cli.mutants)
 
 Seed = Annotated[int, typer.Option(help="Seed of every draw.")]
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from chaos.faults import NetworkFault
 from chaos.history import CallRecord, LoadSample
+from chaos.percentile import percentile_of
 from chaos.plan import Profile
-from chaos.report.series import percentile_of
 from protos.downstream.v1 import fault_pb2
 
 LAG_S_MAX = 0.1

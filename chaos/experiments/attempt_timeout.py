@@ -20,8 +20,8 @@ from chaos.model import (
     mean_interval,
     success_probability,
 )
+from chaos.percentile import percentile_of
 from chaos.plan import Arrivals, Profile, Step
-from chaos.report.series import percentile_of
 from chaos.report.svg import Tint
 from protos.downstream.v1 import fault_pb2
 

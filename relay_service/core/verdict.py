@@ -42,6 +42,12 @@ class Verdict:
     evidence: Evidence | None = None
     attempts: int = 0
     pushback_s: float | None = None
+    hedges: int = 0
+    """How many of the attempts were hedges."""
+    hedge_won: bool = False
+    """Whether the status is a hedge's answer."""
+    subject: str = "relay"
+    """Whose limit was reached, when one was: the relay's or ``client:NAME``'s."""
 
     @property
     def outcome(self) -> str:
@@ -56,7 +62,14 @@ class Verdict:
 
     @property
     def decision(self) -> str:
-        """What the relay did: the name of its reason, else ``RETRIED`` or ``FORWARDED``."""
+        """What the relay did: its reason, else ``HEDGED`` (a hedge won), ``RETRIED`` or ``FORWARDED``."""
         if self.reason is not None:
             return self.reason.name
-        return "RETRIED" if self.attempts > 1 else "FORWARDED"
+        if self.hedge_won:
+            return "HEDGED"
+        return "RETRIED" if self.retries else "FORWARDED"
+
+    @property
+    def retries(self) -> int:
+        """Attempts made because earlier ones failed."""
+        return max(0, self.attempts - 1 - self.hedges)
