@@ -7,7 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from relay_service.core.call import Aborted, Begin, Call, Cancelled, DeadlinePassed, Event, State
+from relay_service.core.call import Call, State
+from relay_service.core.events import Aborted, Begin, Cancelled, DeadlinePassed, Event
 from relay_service.core.evidence import Evidence
 from relay_service.core.job import Try
 from relay_service.core.reason import Reason
@@ -75,6 +76,10 @@ class WorkObserver:
     def attempt_started(self, number: int, upstream: str, now: float) -> Headers:
         """See `relay_service.ports.CallObserver`."""
         return self._observer.attempt_started(number, upstream, now)
+
+    def hedge_started(self, number: int, upstream: str, now: float) -> Headers:
+        """See `relay_service.ports.CallObserver`."""
+        return self._observer.hedge_started(number, upstream, now)
 
     def attempt_ended(self, number: int, peer: str, end: AttemptEnd, evidence: Evidence, now: float) -> None:
         """See `relay_service.ports.CallObserver`."""
