@@ -191,6 +191,19 @@ async def test_a_relay_killed_at_any_step_leaves_one_effect_or_an_open_outcome(
             assert one.decision == "OUTCOME_UNKNOWN", (key, one)
 
 
+async def test_a_relay_that_is_told_to_stop_settles_the_work_that_its_callers_left(site: Site) -> None:
+    relay = (await site.start(policy_of())).relays[0]
+    await site.set_faults({"latency": {"fixed": "1s"}})
+    gone = asyncio.create_task(charge(relay, "k1"))
+    await until(lambda: _is_claimed(site))
+    gone.cancel()
+    await asyncio.gather(gone, return_exceptions=True)
+    await relay.stop()
+    await relay.start()
+    assert (await site.record("k1")).state == "DONE"
+    assert (await charge(relay, "k1")).status == "replayed"
+
+
 async def test_a_downstream_killed_under_load_executes_no_key_twice(site: Site) -> None:
     relay = (await site.start(policy_of())).relays[0]
     assert site.downstream is not None
