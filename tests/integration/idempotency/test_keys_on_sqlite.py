@@ -140,6 +140,7 @@ async def test_a_downstream_that_ignores_keys_gets_each_key_at_most_once(site: S
     keys = [f"k{number}" for number in range(40)]
     await asyncio.gather(*(charge(relay, key) for key in keys for _ in range(3)))
     again = dict(zip(keys, await asyncio.gather(*(charge(relay, key) for key in keys)), strict=True))
+    await site.set_faults()
     assert max((await site.effects()).values(), default=0) <= 1
     listed = await site.ambiguous()
     assert {key for key, told in again.items() if told.code is not OK} == set(listed)
