@@ -31,7 +31,7 @@ def job_of(name, out_dir):
 
 @pytest.fixture(scope="module")
 def memory_dir(tmp_path_factory):
-    """In memory where that can be: the ledger syncs each commit, for which a shared disk may take a second."""
+    """In memory where that can be: the ledger syncs each commit, and a shared disk may stall for a second."""
     if not MEMORY.is_dir():
         yield tmp_path_factory.mktemp("runs")
         return
