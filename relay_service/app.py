@@ -9,6 +9,7 @@ import signal
 import ssl
 import sys
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -26,13 +27,18 @@ from relay_service.core.breakers import BreakerView
 from relay_service.core.hedge import HedgingState
 from relay_service.core.policy import RelayPolicy, UpstreamPolicy, UpstreamTls
 from relay_service.envelope import EnvelopeOpener
+from relay_service.fault_points import FaultAt, nowhere
 from relay_service.hedge_lane import HedgeLane
+from relay_service.idempotency.keys import KeysSetup
 from relay_service.overview import Overview
 from relay_service.relay import Relay
+from relay_service.stores.interface import Store
+from relay_service.stores.opening import engine_from
 from relay_service.telemetry.breakers import BreakerCollector
 from relay_service.telemetry.callers import CallersCollector
 from relay_service.telemetry.exposition import AdmissionCollector
 from relay_service.telemetry.hedging import HedgingCollector
+from relay_service.telemetry.keys import KeysCollector, StoreTimes
 from relay_service.telemetry.log_stream import BackgroundStream
 from relay_service.telemetry.logs import configure_logging
 from relay_service.telemetry.observer import Telemetry
@@ -113,6 +119,9 @@ class App:
             known.name: self._upstream(known.name, policy.upstreams[known.name], rng, known.refresh_soon)
             for known in self.descriptors
         }
+        self._instance = uuid.uuid4().hex
+        self.store = _store(settings, policy)
+        self.store_times = StoreTimes()
         catalog = ReflectedMethods(self.descriptors)
         self.hedge_lanes = {
             name: HedgeLane(self._upstream(name, upstream, rng))
@@ -130,7 +139,10 @@ class App:
             rng=rng,
             own_services=self._own_services,
             hedge_upstreams=self.hedge_lanes,
+            keys=self._keys(),
         )
+        if self.relay.keys is not None:
+            self.telemetry.registry.register(KeysCollector(self.relay.keys.state, self.store_times))
         self.telemetry.registry.register(AdmissionCollector(self.relay.admission.state))
         self.telemetry.registry.register(BreakerCollector(self._breakers))
         self.telemetry.registry.register(HedgingCollector(self._hedging))
@@ -153,6 +165,7 @@ class App:
             upstreams=self.descriptors,
             drain=self.stop,
             version=version("resilient-relay"),
+            store=self.store,
         )
         self.http = HttpServer(
             settings.http_listen,
@@ -181,6 +194,13 @@ class App:
             server_name=policy.tls.server_name if policy.tls else "",
             on_connected=on_connected,
         )
+
+    def _keys(self) -> KeysSetup | None:
+        if self.store is None:
+            return None
+        point = self._settings.fault_point
+        reached = FaultAt(point) if point is not None else nowhere
+        return KeysSetup(self.store, self._instance, reached, self.store_times.took)
 
     def _calling(self, policy: UpstreamTls) -> ssl.SSLContext:
         renewed = tls.calling(policy)
@@ -223,6 +243,15 @@ class App:
         undo.callback(self.timers.close)
         self.telemetry.start()
         undo.push_async_callback(asyncio.to_thread, self.telemetry.shutdown)
+        if self.store is not None:
+            if self._settings.store is None:
+                self._settings.state_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            await self.store.open()
+            undo.push_async_callback(self.store.close)
+            log.info("keys are kept in %s: %s", self.store.durability.name, self.store.durability.meaning)
+        if self.relay.keys is not None:
+            self.relay.keys.open()
+            undo.push_async_callback(self.relay.keys.close)
         for upstream in self.upstreams.values():
             upstream.open()
             undo.push_async_callback(upstream.close, 0.0)
@@ -273,6 +302,8 @@ class App:
         await self._unless_hurried(asyncio.wait([closing], timeout=GOAWAY_NOTICE_S))
         self.relay.drain()
         await self._unless_hurried(asyncio.wait([closing]))
+        if self.relay.keys is not None:  # keyed work outlives its callers, by the time to settle at most
+            await self._unless_hurried(self.relay.keys.idle(self._grace_s))
         if not closing.done():
             log.warning("the drain was cut short with %d calls in flight", self.relay.in_flight)
             closing.cancel()
@@ -306,6 +337,12 @@ def _calm_the_collector() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+def _store(settings: Settings, policy: RelayPolicy) -> Store | None:
+    """The store that is set or that the policy needs; made and not yet opened."""
+    url = settings.store_url(needed=policy.keeps_keys)
+    return engine_from(url) if url is not None else None
 
 
 def _telemetry_settings(settings: Settings) -> TelemetrySettings:

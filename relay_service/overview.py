@@ -62,6 +62,7 @@ class Overview:
             queue=self._queue(now),
             upstreams=[self._upstream(name, upstream, now) for name, upstream in self._upstreams.items()],
             telemetry=TelemetryStatus(spans.exported, spans.dropped),
+            keys=self._relay.keys.state() if self._relay.keys is not None else None,
             callers=self._callers(),
         )
 

@@ -26,6 +26,10 @@ from relay_service.core.reason import Reason
 from relay_service.core.status import Code
 from relay_service.core.verdict import Fate, Origin, Verdict
 from relay_service.forwarding import ForwardedCall, Plan
+from relay_service.idempotency.caller import KeyedCall
+from relay_service.idempotency.intent import Intent
+from relay_service.idempotency.keys import Keys, KeysSetup
+from relay_service.idempotency.work import KeyedWork, NoWork, WorkObserver, WorkOrder
 from relay_service.methods import MethodCatalog, MethodFacts
 from relay_service.ports import (
     CallHead,
@@ -67,6 +71,7 @@ class Relay:
     """Decides about every call; owns admission, the retry gates and the breakers.
 
     ``own_services`` names the services answered by the control plane and the upstream that leads there.
+    ``keys`` brings the store that idempotency keys are kept in; without it they are only passed on.
     ``hedge_upstreams`` are the same upstreams by name, over connections of their own; a call to one that
     is not there is never hedged. ``now`` and ``rng`` come from the composition root, so that nothing below
     reads a clock or draws on its own.
@@ -84,6 +89,7 @@ class Relay:
         rng: Random,
         own_services: Mapping[str, UpstreamPort],
         hedge_upstreams: Mapping[str, UpstreamPort] = MappingProxyType({}),
+        keys: KeysSetup | None = None,
     ) -> None:
         self.timers = timers
         self.now = now
@@ -104,6 +110,7 @@ class Relay:
         self._own_gate = RetryGate(None, None, now())
         self._in_flight = 0
         self._held_bytes = 0
+        self._keys = Keys(self, keys, policy.keys, policy.dead_letters) if keys is not None else None
         self._own_calls: set[StreamCall] = set()
         self._draining = False
 
@@ -135,9 +142,14 @@ class Relay:
         return self._hedging
 
     @property
+    def keys(self) -> Keys | None:
+        """The keyed calls; None without a store."""
+        return self._keys
+
+    @property
     def in_flight(self) -> int:
-        """Calls that have no verdict yet."""
-        return self._in_flight
+        """Calls that have no verdict yet, and keyed work that has outlived its callers."""
+        return self._in_flight + (self._keys.waiting if self._keys is not None else 0)
 
     @property
     def draining(self) -> bool:
@@ -211,18 +223,19 @@ class Relay:
         if hops >= self._policy.max_hops:
             raise Refusal(Reason.HOP_LIMIT)
         known = facts is not None or policy.unary is not None
-        key = _key(head, policy, hops, streaming=known and not unary)
+        key = _key(head, policy, streaming=known and not unary)
+        if key is not None and policy.idempotency is not None:
+            unary = True  # of a method nothing is known of: a key belongs to one request
         deadline = _deadline(head, policy, now, unary=unary)
+        keeping = policy.idempotency if unary and self._keys is not None else None
+        if keeping is not None and self._keys is not None and (key is not None or keeping.payload_keys):
+            intent = Intent(head, upstream, policy, keeping, safety, hops, key, deadline)
+            return KeyedCall(self, self._keys, intent, reply, observer)
+        sent_key = None if key is None else _sent_key(head.identity, head.method, key, hops)
         breaker = self._breakers.guarding(upstream, head.method)
         self._check_breaker(breaker, now)
-        plan = Plan(
-            head.method,
-            _outgoing(head, key, hops),
-            self._upstreams[upstream],
-            policy,
-            deadline,
-            Demand(contract.criticality(head.metadata), deadline, contract.client_id(head.metadata)),
-            hedge_upstream=self._hedge_upstreams.get(upstream),
+        plan = self._plan(
+            head, upstream, policy, deadline, outgoing=_outgoing(head, sent_key, hops), deadline=deadline
         )
         machine = Call(
             policy.retry if hops == 0 else _single_attempt(policy.retry),
@@ -249,6 +262,28 @@ class Relay:
         if policy is None or plan.hedge_upstream is None:
             return None
         return Hedges(self._hedging[upstream], plan.method, policy)
+
+    def _plan(
+        self,
+        head: CallHead,
+        upstream: str,
+        policy: MethodPolicy,
+        wanted_by: float | None,
+        *,
+        outgoing: Headers,
+        deadline: float | None,
+    ) -> Plan:
+        """``wanted_by`` is what the admission reckons with; ``deadline`` is None for work that lasts as long
+        as somebody waits."""
+        return Plan(
+            head.method,
+            outgoing,
+            self._upstreams[upstream],
+            policy,
+            deadline,
+            Demand(contract.criticality(head.metadata), wanted_by, contract.client_id(head.metadata)),
+            hedge_upstream=self._hedge_upstreams.get(upstream),
+        )
 
     def _check_breaker(self, breaker: CircuitBreaker | None, now: float) -> None:
         """Refuse at the headers what the breaker would refuse later, before it costs anything."""
@@ -286,6 +321,41 @@ class Relay:
         trailers = contract.trailers_of(verdict, head.method, ())
         reply.send_trailers(verdict.code, verdict.message, trailers)
         observer.finished(verdict, self.now())
+
+    # What keyed calls ask of their relay (`relay_service.idempotency`) ------------------------------
+
+    def start_work(self, order: WorkOrder, observer: WorkObserver) -> KeyedWork:
+        """Have a keyed request carried: it seeks a worker at once. Raises `NoWork`."""
+        intent = order.intent
+        now = self.now()
+        head, policy, hops = intent.head, intent.policy, intent.hops
+        breaker = self._breakers.guarding(intent.upstream, head.method)
+        sent_key = _sent_key(head.identity, head.method, order.key, hops)
+        outgoing = _outgoing(head, sent_key, hops)
+        plan = self._plan(head, intent.upstream, policy, intent.deadline, outgoing=outgoing, deadline=None)
+        try:
+            self._check_breaker(breaker, now)
+            self._charge_quota(plan.demand.client, now)
+        except Refusal as refusal:
+            raise NoWork(refusal.reason, refusal.pushback_s) from None
+        machine = Call(
+            policy.retry if hops == 0 else _single_attempt(policy.retry),
+            safety=intent.safety,
+            has_key=True,
+            deadline=intent.deadline,
+            attempt_limit_s=policy.attempt_timeout_s,
+            gate=self._gates[intent.upstream],
+            rng=self._rng,
+            breaker=breaker,
+            settle_s=intent.keys.settle_s,
+            hedges=self._hedges(plan, intent.upstream) if hops == 0 else None,
+        )
+        if order.outcome_open:
+            machine.outcome_is_open()
+        self._in_flight += 1
+        work = KeyedWork(self, plan, machine, observer, intent.keys.settle_s)
+        work.on_request_data(order.framed, end=True)
+        return work
 
     # What calls ask of their relay (`relay_service.unary.UnaryHost`) ----------------------------
 
@@ -384,11 +454,8 @@ def _deadline(head: CallHead, policy: MethodPolicy, now: float, *, unary: bool) 
     return now + timeout_s
 
 
-def _key(head: CallHead, policy: MethodPolicy, hops: int, *, streaming: bool) -> bytes | None:
-    """The key to send upstream, derived from the caller's; None without one.
-
-    A relay before this one has derived it already: the upstream must see one key whichever way a call came.
-    """
+def _key(head: CallHead, policy: MethodPolicy, *, streaming: bool) -> bytes | None:
+    """The caller's key; None without one."""
     try:
         key = contract.idempotency_key(head.metadata)
     except contract.MalformedKeyError:
@@ -399,9 +466,15 @@ def _key(head: CallHead, policy: MethodPolicy, hops: int, *, streaming: bool) ->
         return None
     if streaming:
         raise Refusal(Reason.IDEMPOTENCY_KEY_INVALID)
-    if hops and contract.is_derived(key):
-        return key
-    return contract.derived_key(head.identity, head.method, key)
+    return key
+
+
+def _sent_key(tenant: str, method: str, key: bytes, hops: int) -> bytes:
+    """The key to send upstream, derived from the caller's.
+
+    A relay before this one has derived it already: the upstream must see one key whichever way a call came.
+    """
+    return key if hops and contract.is_derived(key) else contract.derived_key(tenant, method, key)
 
 
 def _outgoing(head: CallHead, key: bytes | None, hops: int) -> Headers:

@@ -84,6 +84,8 @@ def report(stats: Stats) -> RenderableType:
         parts.append(_hedging(stats))
     if stats.queue.client_quotas:
         parts.append(_quotas(stats))
+    if stats.HasField("keys"):
+        parts.append(_keys(stats))
     if stats.methods:
         parts.append(_methods(stats))
     if stats.calls.by_reason:
@@ -193,6 +195,33 @@ def _quotas(stats: Stats) -> Table:
     for quota in stats.queue.client_quotas:
         counts = (quota.clients, quota.granted, quota.refused, quota.overflowed)
         table.add_row(quota.client or "each other one", *(str(count) for count in counts))
+    return table
+
+
+def _keys(stats: Stats) -> Table:
+    keys = stats.keys
+    table = _table(
+        "Idempotency keys",
+        "under way",
+        "waiting",
+        "executed",
+        "replayed",
+        "coalesced",
+        "ambiguous",
+        "stale",
+        "errors",
+    )
+    numbers = (
+        keys.flights,
+        keys.waiting,
+        keys.decisions["execute"],
+        keys.decisions["replay"],
+        keys.coalesced,
+        keys.settled["ambiguous"],
+        keys.stale_writes,
+        keys.store_errors,
+    )
+    table.add_row(*(str(number) for number in numbers))
     return table
 
 

@@ -8,9 +8,16 @@ from relay_service.config.addresses import parse_target
 from relay_service.config.document import Document, layers, read_document
 from relay_service.config.merge import Merged, merge
 from relay_service.config.problems import ConfigError, Problem, shown
-from relay_service.config.schema import GrpcHedgingBlock, MethodConfig, TlsBlock, UpstreamBlock
+from relay_service.config.schema import (
+    GrpcHedgingBlock,
+    IdempotencyBlock,
+    MethodConfig,
+    TlsBlock,
+    UpstreamBlock,
+)
 from relay_service.config.settings import Settings
 from relay_service.core.evidence import Safety
+from relay_service.core.key_policy import IdempotencyPolicy, InFlight, KeyLimits, LetterPolicy
 from relay_service.core.policy import (
     NO_RETRY,
     WIDE_OPEN,
@@ -84,6 +91,8 @@ def build_policy(document: Document, target: str) -> RelayPolicy:
         budget=None if "retryBudget" in merged.off else RetryBudgetPolicy(**merged.budget_fields),
         throttling=_throttling(merged),
         breakers=_breakers(merged),
+        keys=KeyLimits(**merged.keys_fields),
+        dead_letters=LetterPolicy(**merged.dead_letters_fields),
         max_hops=merged.max_hops,
     )
 
@@ -128,15 +137,24 @@ def _method_policy(merged: Merged, pattern: str) -> MethodPolicy:
     if "hedging" in given:
         block = given.pop("hedging")
         hedging = HedgePolicy(**block.fields_given()) if block is not None else None
+    idempotency = _idempotency(given.pop("idempotency", None))
     policy = MethodPolicy(
         **given,
         safety=Safety(safety) if safety else None,
         retry=_retry(config, jitter, merged.off),
         hedging=hedging,
+        idempotency=idempotency,
     )
     if config is not None and config.timeout_s is not None:
         policy = _with_grpc_timeout(policy, config.timeout_s)
     return replace(policy, **_switched_off(merged.off))
+
+
+def _idempotency(block: IdempotencyBlock | None) -> IdempotencyPolicy | None:
+    """The block of the narrowest entry that has one, whole."""
+    if block is None:
+        return None
+    return IdempotencyPolicy(**(block.fields_given() | {"in_flight": InFlight(block.in_flight)}))
 
 
 def _retry(config: MethodConfig | None, jitter: Jitter, off: frozenset[str]) -> RetryPolicy:

@@ -31,6 +31,8 @@ class Merged:
     budget_fields: dict[str, Any] = field(default_factory=dict)
     breaker_fields: dict[str, dict[str, Any]] = field(default_factory=lambda: {"": {}})
     """What is said of the breakers; the empty pattern is the one each upstream has."""
+    keys_fields: dict[str, Any] = field(default_factory=dict)
+    dead_letters_fields: dict[str, Any] = field(default_factory=dict)
     max_hops: int = 3
     off: frozenset[str] = frozenset()
 
@@ -93,6 +95,8 @@ def _lay_over(merged: Merged, document: Document) -> None:
     merged.callers_fields |= relay.callers.fields_given()
     merged.budget_fields |= relay.retry_budget.fields_given()
     merged.breaker_fields[""] |= relay.breaker.fields_given()
+    merged.keys_fields |= relay.keys.fields_given()
+    merged.dead_letters_fields |= relay.dead_letters.fields_given()
     if "max_hops" in relay.model_fields_set:
         merged.max_hops = relay.max_hops
     if "off" in relay.model_fields_set:

@@ -14,6 +14,7 @@ from pydantic.alias_generators import to_camel
 
 from relay_service.config.addresses import parse_target
 from relay_service.config.durations import parse_duration
+from relay_service.core.key_policy import IdempotencyPolicy, KeyLimits, LetterPolicy
 from relay_service.core.policy import (
     HEDGE_QUANTILE,
     AdmissionPolicy,
@@ -34,6 +35,9 @@ _BUDGET = RetryBudgetPolicy()
 _CALLERS = CallersPolicy()
 _BREAKER = BreakerPolicy()
 _HEDGING = HedgePolicy()
+_KEEPING = IdempotencyPolicy()
+_KEYS = KeyLimits()
+_LETTERS = LetterPolicy()
 
 
 def _duration(value: Any) -> float:
@@ -182,6 +186,16 @@ class HedgingBlock(Block):
     min_samples: Annotated[int, Field(ge=1, le=10_000)] = _HEDGING.min_samples
 
 
+class IdempotencyBlock(Block):
+    """The ``idempotency`` of an entry of ``relay.methods``."""
+
+    in_flight: Literal["wait", "abort"] = _KEEPING.in_flight.value
+    keep_s: PositiveDuration = _KEEPING.keep_s
+    keep_errors_s: PositiveDuration = _KEEPING.keep_errors_s
+    settle_s: Duration = Field(default=_KEEPING.settle_s, alias="settleTimeout")
+    payload_keys: bool = _KEEPING.payload_keys
+
+
 class MethodBlock(Block):
     """An entry of ``relay.methods``: what gRPC has no words for."""
 
@@ -197,6 +211,7 @@ class MethodBlock(Block):
     max_message_bytes: Annotated[int, Field(ge=1, le=1024 * 1024 * 1024)] = _METHOD.max_message_bytes
     hedging: HedgingBlock | None = None
     breaker: BreakerBlock | None = None
+    idempotency: IdempotencyBlock | None = None
 
 
 class TlsBlock(Block):
@@ -291,6 +306,22 @@ class BudgetBlock(Block):
     floor_per_s: NotNegative = Field(default=_BUDGET.floor_per_s, alias="floorPerSecond")
 
 
+class KeysBlock(Block):
+    """``relay.keys``."""
+
+    lease_s: PositiveDuration = _KEYS.lease_s
+    waiters: Annotated[int, Field(ge=1, le=1_000_000)] = _KEYS.waiters
+    waiters_per_key: Annotated[int, Field(ge=1, le=1_000_000)] = _KEYS.waiters_per_key
+    tombstone_s: PositiveDuration = _KEYS.tombstone_s
+
+
+class DeadLettersBlock(Block):
+    """``relay.deadLetters``."""
+
+    on_exhausted: bool = _LETTERS.on_exhausted
+    keep_s: PositiveDuration = _LETTERS.keep_s
+
+
 class RelayBlock(Block):
     """``relay``: all that is ours."""
 
@@ -304,6 +335,8 @@ class RelayBlock(Block):
     callers: CallersBlock = CallersBlock()
     retry_budget: BudgetBlock = BudgetBlock()
     breaker: BreakerBlock = BreakerBlock()
+    keys: KeysBlock = KeysBlock()
+    dead_letters: DeadLettersBlock = DeadLettersBlock()
     max_hops: Annotated[int, Field(ge=1, le=100)] = 3
     off: list[Switch] = []
 

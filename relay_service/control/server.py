@@ -15,6 +15,7 @@ from relay_service.control.health import OVERALL, HealthBoard, HealthFollower
 from relay_service.control.names import ADMIN, FORWARDED_SERVICES, PUBLIC_SERVICES
 from relay_service.control.reflection import Reflection, own_descriptors
 from relay_service.control.sources import HealthSource, StatsSource
+from relay_service.stores.interface import Store
 
 _ADMIN_SERVICES = FORWARDED_SERVICES | {ADMIN}
 """What is at the admin address: AdminService, with health and reflection of its own."""
@@ -51,6 +52,7 @@ class ControlPlane:
         upstreams: Sequence[UpstreamDescriptors],
         drain: Callable[[float], None],
         version: str,
+        store: Store | None = None,
     ) -> None:
         """``drain(grace_s)`` begins the relay's drain and returns at once; it is what ``Drain`` calls."""
         self._settings = settings
@@ -58,7 +60,9 @@ class ControlPlane:
         self._board = HealthBoard()
         self._admin_board = HealthBoard()
         self._follower = HealthFollower(self._board, health, upstreams)
-        self._admin = Admin(health=health, stats=stats, upstreams=upstreams, drain=drain, version=version)
+        self._admin = Admin(
+            health=health, stats=stats, upstreams=upstreams, drain=drain, version=version, store=store
+        )
         self._own = own_descriptors(sorted(PUBLIC_SERVICES))
         self._private: GrpcServer | None = None
         self._admin_server: GrpcServer | None = None

@@ -13,6 +13,7 @@ from relay_service.core.breakers import BreakerView
 from relay_service.core.budget import BudgetState
 from relay_service.core.hedge import HedgingState
 from relay_service.core.quota import QuotaView
+from relay_service.idempotency.counters import KeysState
 from relay_service.ports import CallersStatus
 from relay_service.telemetry.metrics import CallTotals, MethodStats
 
@@ -83,6 +84,8 @@ class Stats:
     queue: QueueStatus
     upstreams: Sequence[UpstreamStatus]
     telemetry: TelemetryStatus
+    keys: KeysState | None = None
+    """None without a store."""
     callers: CallersStatus = field(default_factory=CallersStatus)
 
 

@@ -80,9 +80,9 @@ class Call:
     """Retries by evidence and hedges, within the budget and the deadline, and the verdict that follows.
 
     ``attempt_limit_s`` is None for calls whose attempts may last as long as the call (streams).
-    ``deadline`` is monotonic seconds or None. ``breaker`` is asked before each attempt; None lets all
-    through. ``hedges`` is None for calls that are not to be hedged; where a second execution would do harm
-    it is not used.
+    ``deadline`` is monotonic seconds or None; an attempt under way may outlive it by ``settle_s``, so that
+    its outcome becomes known. ``breaker`` is asked before each attempt; None lets all through. ``hedges`` is
+    None for calls that are not to be hedged; where a second execution would do harm it is not used.
 
     State: where the call stands, the attempts made, the main attempt under way (its number, 0 for none) and
     the breaker's permit for it, the hedges, the worst evidence so far, how the last attempt ended (when
@@ -106,6 +106,7 @@ class Call:
         "_retry",
         "_rng",
         "_safety",
+        "_settle_s",
         "_state",
         "_streaming",
         "_won_by_hedge",
@@ -124,6 +125,7 @@ class Call:
         streaming: bool = False,
         breaker: CircuitBreaker | None = None,
         hedges: Hedges | None = None,
+        settle_s: float = 0.0,
     ) -> None:
         self._retry = retry
         self._safety = safety
@@ -136,6 +138,7 @@ class Call:
         self._breaker = breaker
         self._hedges = hedges if self._may_repeat else None
         self._main = 0
+        self._settle_s = settle_s
         self._permit: Permit | None = None
         self._state = State.READY
         self._attempts = 0
@@ -154,6 +157,14 @@ class Call:
     def attempts(self) -> int:
         """Attempts started so far."""
         return self._attempts
+
+    def move_deadline(self, deadline: float | None) -> None:
+        """Those who wait for the call have changed, and with them how long it may go on."""
+        self._deadline = deadline
+
+    def outcome_is_open(self) -> None:
+        """An earlier call under the same key may have been executed: that is known of this one, too."""
+        self._evidence = Evidence.AMBIGUOUS
 
     def handle(self, event: Event, now: float) -> Actions:
         """Advance. Events that come after the end, or that do not fit the state, change nothing."""
@@ -209,7 +220,7 @@ class Call:
     def _attempt_timeout_s(self, now: float) -> float | None:
         if self._deadline is None:
             return self._attempt_limit_s
-        left_s = max(0.0, self._deadline - now)
+        left_s = max(0.0, self._deadline + self._settle_s - now)
         return left_s if self._attempt_limit_s is None else min(left_s, self._attempt_limit_s)
 
     # Attempts end -------------------------------------------------------------------------------
@@ -417,13 +428,14 @@ class Call:
 
     def _end(self, words: Told) -> Actions:
         self._state = State.DONE
+        known = self._attempts or self._evidence is Evidence.AMBIGUOUS
         verdict = Verdict(
             words.code,
             words.message,
             words.origin,
             words.fate,
             words.reason,
-            self._evidence if self._attempts else None,
+            self._evidence if known else None,
             self._attempts,
             words.pushback_s,
             hedges=len(self._hedges.numbers) if self._hedges is not None else 0,

@@ -13,6 +13,7 @@ from enum import Enum
 from types import MappingProxyType
 
 from relay_service.core.evidence import Safety
+from relay_service.core.key_policy import IdempotencyPolicy, KeyLimits, LetterPolicy
 from relay_service.core.status import Code
 
 
@@ -220,6 +221,8 @@ class MethodPolicy:
     """How much of a streaming request is kept for a retry; 0 never retries a streaming call."""
     max_message_bytes: int = 4 * 1024 * 1024
     """The largest single message, request or response, as it stands on the wire."""
+    idempotency: IdempotencyPolicy | None = None
+    """How idempotency keys are kept; None only passes them on."""
 
     def __post_init__(self) -> None:
         _positive_or_off("default_timeout_s", self.default_timeout_s)
@@ -455,6 +458,8 @@ class RelayPolicy:
     """Relays a call may pass through, this one included, before it is taken for a loop."""
     clients: ClientsPolicy | None = None
     callers: CallersPolicy = CallersPolicy()
+    keys: KeyLimits = field(default_factory=KeyLimits)
+    dead_letters: LetterPolicy = field(default_factory=LetterPolicy)
     _default_method: MethodPolicy = field(init=False, repr=False, compare=False)
     _upstream_by_pattern: Mapping[str, str] = field(init=False, repr=False, compare=False)
 
@@ -477,6 +482,11 @@ class RelayPolicy:
         object.__setattr__(self, "breakers", MappingProxyType(dict(self.breakers)))
         object.__setattr__(self, "_default_method", self.methods.get("", MethodPolicy()))
         object.__setattr__(self, "_upstream_by_pattern", MappingProxyType(by_pattern))
+
+    @property
+    def keeps_keys(self) -> bool:
+        """Whether the calls of any method need a store."""
+        return any(method.idempotency is not None for method in self.methods.values())
 
     def method_policy(self, full_method: str) -> MethodPolicy:
         """The policy of ``package.Service/Method``: its own, else its service's, else the default."""

@@ -44,6 +44,17 @@ class Reason(Enum):
         Code.INVALID_ARGUMENT,
         "an idempotency-key is 1 to 255 printable ASCII characters, given once, on a unary method",
     )
+    IDEMPOTENCY_IN_PROGRESS = Code.ABORTED, "a call under the same idempotency-key is still under way"
+    IDEMPOTENCY_KEY_REUSED = Code.INVALID_ARGUMENT, "the idempotency-key was used with another request"
+    IDEMPOTENCY_KEY_EXPIRED = (
+        Code.FAILED_PRECONDITION,
+        "the idempotency-key had an answer, and the answer is no longer kept",
+    )
+    IDEMPOTENCY_KEY_DEAD_LETTERED = (
+        Code.FAILED_PRECONDITION,
+        "the idempotency-key belongs to a dead letter that is still open",
+    )
+    STORE_UNAVAILABLE = Code.UNAVAILABLE, "the store that keeps the keys cannot be reached"
     MESSAGE_TOO_LARGE = Code.RESOURCE_EXHAUSTED, "the message is larger than the relay accepts"
     MALFORMED_REQUEST = Code.INTERNAL, "the request is not well-formed gRPC"
     ENVELOPE_INVALID = Code.INVALID_ARGUMENT, "the RelayRequest does not hold a unary call that can be made"

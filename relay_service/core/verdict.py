@@ -26,6 +26,24 @@ class Fate(Enum):
     """The caller went away."""
 
 
+class KeyStatus(Enum):
+    """What the caller's idempotency key came to: the ``idempotency-status`` trailer."""
+
+    EXECUTED = "executed"
+    """This call was the one that was executed; its answer is kept."""
+    REPLAYED = "replayed"
+    """The answer is that of an earlier call."""
+    COALESCED = "coalesced"
+    """The answer is that of a call that was under way."""
+    IN_PROGRESS = "in-progress"
+    """A call under this key is still under way."""
+    UNKNOWN = "unknown"
+    """What a repetition would get is not known: the outcome is open, or its answer could not be kept."""
+
+
+_SHARED = {KeyStatus.REPLAYED: "REPLAYED", KeyStatus.COALESCED: "COALESCED"}
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """The end of a call.
@@ -48,6 +66,8 @@ class Verdict:
     """Whether the status is a hedge's answer."""
     subject: str = "relay"
     """Whose limit was reached, when one was: the relay's or ``client:NAME``'s."""
+    key_status: KeyStatus | None = None
+    """None without a key, and where the key is free again or somebody else's."""
 
     @property
     def outcome(self) -> str:
@@ -62,9 +82,12 @@ class Verdict:
 
     @property
     def decision(self) -> str:
-        """What the relay did: its reason, else ``HEDGED`` (a hedge won), ``RETRIED`` or ``FORWARDED``."""
+        """What the relay did: its reason, else ``REPLAYED``, ``COALESCED``, ``HEDGED`` (a hedge won),
+        ``RETRIED`` or ``FORWARDED``."""
         if self.reason is not None:
             return self.reason.name
+        if self.key_status in _SHARED:
+            return _SHARED[self.key_status]
         if self.hedge_won:
             return "HEDGED"
         return "RETRIED" if self.retries else "FORWARDED"

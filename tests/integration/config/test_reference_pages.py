@@ -35,6 +35,8 @@ CONTAINERS = {
     "relay.clients.named",
     "relay.retryBudget",
     "relay.breaker",
+    "relay.keys",
+    "relay.deadLetters",
 }
 """Fields that are documented by what they hold."""
 

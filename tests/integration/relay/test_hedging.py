@@ -34,7 +34,7 @@ POLICY = {
     "relay": {
         "preset": "payments-demo",
         "retryBudget": {"burst": 40},
-        "methods": [{"name": [{"service": SERVICE, "method": "ListCharges"}], "hedging": {"quantile": 0.95}}],
+        "methods": [{"name": [{"service": SERVICE, "method": "ListCharges"}], "hedging": {"quantile": 0.9}}],
     },
 }
 
@@ -154,7 +154,7 @@ async def test_an_attempt_whose_connection_swallows_it_is_answered_over_another(
 async def test_the_p99_of_a_heavy_tailed_downstream_is_halved_for_few_more_attempts(hedged: Hedged) -> None:
     calls = 400
     body = {"latency": {"logNormal": {"median": "0.004s", "sigma": 1}}}
-    tail = {"latency": {"fixed": "1s"}, "probability": 0.04}
+    tail = {"latency": {"fixed": "3s"}, "probability": 0.04}
     await hedged.faults.SetFaults(ParseDict({"faults": [body, tail]}, fault_pb2.SetFaultsRequest()))
     try:
         await latencies_s(hedged.payments, 1)  # finds the connection that was swallowed, and leaves it
@@ -168,7 +168,7 @@ async def test_the_p99_of_a_heavy_tailed_downstream_is_halved_for_few_more_attem
         await hedged.faults.ClearFaults(fault_pb2.ClearFaultsRequest())
     at = int(0.99 * calls)
     assert hedged_s[at] <= plain_s[at] / 2, f"{made} hedges"
-    # The twentieth is shown in simulation: this machine's own latency sways more than the learning does.
+    # How few hedges are needed is shown in simulation, where nothing but the tail is slow.
     assert 0 < made <= 0.2 * calls + 40, "the budget"
 
 
