@@ -64,6 +64,7 @@ class Job:
     expires_at: float
     """When it becomes a dead letter (EXPIRED) if it was not done by then."""
     attempts: int = 0
+    """Leases so far that were not handed back, the present one included."""
     tries: tuple[Try, ...] = ()
     """The first 3 and the last 20."""
     fence: int = 0
@@ -74,6 +75,7 @@ class Job:
     finished_at: float = 0.0
     answer: bytes | None = None
     dead_letter_id: str = ""
+    """The letter it became, or the one it replays."""
 
 
 class Cause(Enum):
