@@ -37,6 +37,8 @@ class CallHead:
     """``host:port`` of the caller, for logs and spans."""
     unary: bool = False
     """Known to be one message each way by whoever took the call (an envelope holds nothing else)."""
+    caused_by: bytes = b""
+    """The ``traceparent`` of what a job's call was submitted in: not its parent, for it may be days ago."""
 
 
 class Reply(Protocol):

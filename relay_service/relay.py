@@ -147,6 +147,29 @@ class Relay:
             self._answer_refused(head, reply, observer, verdict)
             return None
 
+    def carry(
+        self, head: CallHead, reply: Reply, listener: Callable[[CallObserver], CallObserver]
+    ) -> IncomingCall | None:
+        """Take a call that a durable job makes, under the same policies as a caller's.
+
+        The key it carries belongs to the job already, so nobody has to claim it. ``listener`` may put
+        itself before the call's observer and so hears how its attempts and the call itself end.
+        """
+        now = self.now()
+        observer = listener(self._observer.call_started(head, now))
+        try:
+            return self._take(head, reply, observer, now)
+        except Refusal as refusal:
+            verdict = _refused(refusal.reason, refusal.reason.meaning, refusal.pushback_s)
+            self._answer_refused(head, reply, observer, verdict)
+            return None
+
+    def safety(self, method: str) -> Safety:
+        """What a second execution of ``method`` would do: by the policy, else by the upstream's reflection."""
+        upstream = self._policy.route(method)
+        facts = self._catalog.facts(upstream, method) if upstream else None
+        return self._policy.method_policy(method).safety or (facts and facts.safety) or Safety.NONE
+
     def refuse(self, head: CallHead, reply: Reply, reason: Reason, message: str) -> None:
         """Refuse a call that never became one, counted and traced like any other."""
         observer = self._observer.call_started(head, self.now())
