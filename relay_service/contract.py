@@ -28,6 +28,7 @@ HOPS = b"relay-attempt"
 CRITICALITY = b"relay-criticality"
 PUSHBACK = b"grpc-retry-pushback-ms"
 DETAILS = b"grpc-status-details-bin"
+KEY_STATUS = b"idempotency-status"
 PREVIOUS_ATTEMPTS = b"grpc-previous-rpc-attempts"
 
 REPLACED = frozenset({HOPS, IDEMPOTENCY_KEY, b"traceparent", b"tracestate", b"baggage"})
@@ -69,9 +70,14 @@ def idempotency_key(metadata: Headers) -> bytes | None:
     if not keys:
         return None
     key = keys[0]
-    if len(keys) > 1 or not 1 <= len(key) <= KEY_LENGTH_MAX or not all(0x20 <= byte <= 0x7E for byte in key):
+    if len(keys) > 1 or not is_key(key):
         raise MalformedKeyError
     return key
+
+
+def is_key(key: bytes) -> bool:
+    """Whether a key is 1 to 255 printable ASCII bytes."""
+    return 1 <= len(key) <= KEY_LENGTH_MAX and all(0x20 <= byte <= 0x7E for byte in key)
 
 
 def is_derived(key: bytes) -> bool:

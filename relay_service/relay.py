@@ -165,7 +165,7 @@ class Relay:
             return None
 
     def safety(self, method: str) -> Safety:
-        """What a second execution of ``method`` would do: by the policy, else by the upstream's reflection."""
+        """What a second execution of ``method`` would do: the policy's word, else the upstream's."""
         upstream = self._policy.route(method)
         facts = self._catalog.facts(upstream, method) if upstream else None
         return self._policy.method_policy(method).safety or (facts and facts.safety) or Safety.NONE
@@ -226,7 +226,7 @@ class Relay:
             Demand(contract.criticality(head.metadata), deadline),
         )
         machine = Call(
-            policy.retry if hops == 0 else _single_attempt(policy.retry),
+            _single_attempt(policy.retry) if hops or head.once else policy.retry,
             safety=safety,
             has_key=key is not None,
             deadline=deadline,
@@ -340,7 +340,7 @@ def _is_unary(policy: MethodPolicy, facts: MethodFacts | None, safety: Safety) -
 
 
 def _single_attempt(retry: RetryPolicy) -> RetryPolicy:
-    """The same judgement of codes without a second attempt: a relay before this one retries already."""
+    """The same judgement of codes without a second attempt: whoever calls retries already."""
     return replace(retry, max_attempts=1)
 
 

@@ -6,17 +6,18 @@ from typing import Any
 
 from relay_service.config.addresses import parse_target
 from relay_service.config.document import Document, layers, read_document
+from relay_service.config.job_policies import batch_policy, dead_letter_policy, job_policy
 from relay_service.config.merge import Merged, merge
 from relay_service.config.problems import ConfigError, Problem, shown
 from relay_service.config.schema import MethodConfig
 from relay_service.config.settings import Settings
 from relay_service.core.evidence import Safety
+from relay_service.core.jitter import Jitter
 from relay_service.core.policy import (
     NO_RETRY,
     WIDE_OPEN,
     AdmissionPolicy,
     BreakerPolicy,
-    Jitter,
     LimitKind,
     LimitPolicy,
     MethodPolicy,
@@ -72,6 +73,8 @@ def build_policy(document: Document, target: str) -> RelayPolicy:
         budget=None if "retryBudget" in merged.off else RetryBudgetPolicy(**merged.budget_fields),
         throttling=_throttling(merged),
         breakers=_breakers(merged),
+        jobs=job_policy(merged.job_fields),
+        dead_letters=dead_letter_policy(merged.letter_fields),
         max_hops=merged.max_hops,
     )
 
@@ -102,8 +105,12 @@ def _method_policy(merged: Merged, pattern: str) -> MethodPolicy:
     given = dict(merged.fields_of(pattern))
     jitter = Jitter(given.pop("jitter", Jitter.FULL.value))
     safety = given.pop("safety", None)
+    batch = batch_policy(given.pop("batch", None))
     policy = MethodPolicy(
-        **given, safety=Safety(safety) if safety else None, retry=_retry(config, jitter, merged.off)
+        **given,
+        safety=Safety(safety) if safety else None,
+        retry=_retry(config, jitter, merged.off),
+        batch=batch,
     )
     if config is not None and config.timeout_s is not None:
         policy = _with_grpc_timeout(policy, config.timeout_s)

@@ -6,8 +6,8 @@ from enum import Enum
 from random import Random
 from types import MappingProxyType
 
+from relay_service.core.jitter import Jitter
 from relay_service.core.job import Cause
-from relay_service.core.policy import Jitter
 
 ATTEMPTS_MAX = 1_000
 

@@ -23,6 +23,8 @@ class Run:
     """The worst of the run's attempts: whether bytes left, and whether an answer came."""
     answer: bytes = b""
     """The response message when the verdict is OK."""
+    key_status: str = ""
+    """What the upstream says of the key when the verdict is OK: ``replayed`` when the effect was there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,11 @@ def before_run(job: Job, policy: JobPolicy, *, repeatable: bool) -> Bury | None:
 
 
 def after_run(run: Run, job: Job, policy: JobPolicy, rng: Random, *, repeatable: bool) -> Step:
-    """What becomes of ``job`` (as it was leased) after ``run``."""
+    """What becomes of ``job`` (as it was leased) after ``run``.
+
+    A replay of a dead letter has one run: when it fails the letter is open again, and whoever replayed it
+    knows at once.
+    """
     verdict = run.verdict
     if verdict.code is Code.OK:
         return Complete(run.answer)
@@ -82,7 +88,7 @@ def after_run(run: Run, job: Job, policy: JobPolicy, rng: Random, *, repeatable:
         return Bury(Cause.NON_RETRYABLE)
     if verdict.evidence is Evidence.AMBIGUOUS and not repeatable:
         return Bury(Cause.AMBIGUOUS)
-    if job.attempts >= policy.retry.max_attempts:
+    if job.dead_letter_id or job.attempts >= policy.retry.max_attempts:
         late = verdict.code is Code.DEADLINE_EXCEEDED
         return Bury(Cause.DEADLINE if late else Cause.RETRIES_EXHAUSTED)
     delay_s = policy.retry.backoff_s(job.attempts, rng)

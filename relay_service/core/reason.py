@@ -35,12 +35,29 @@ class Reason(Enum):
         Code.INVALID_ARGUMENT,
         "an idempotency-key is 1 to 255 printable ASCII characters, given once, on a unary method",
     )
+    IDEMPOTENCY_IN_PROGRESS = Code.ABORTED, "a call under the same idempotency-key is still under way"
+    IDEMPOTENCY_KEY_REUSED = Code.INVALID_ARGUMENT, "the idempotency-key was used with another request"
+    IDEMPOTENCY_KEY_EXPIRED = (
+        Code.FAILED_PRECONDITION,
+        "the idempotency-key had an answer, and the answer is no longer kept",
+    )
+    IDEMPOTENCY_KEY_DEAD_LETTERED = (
+        Code.FAILED_PRECONDITION,
+        "the idempotency-key belongs to a dead letter that is still open",
+    )
+    STORE_UNAVAILABLE = Code.UNAVAILABLE, "the store that keeps the keys cannot be reached"
     MESSAGE_TOO_LARGE = Code.RESOURCE_EXHAUSTED, "the message is larger than the relay accepts"
     MALFORMED_REQUEST = Code.INTERNAL, "the request is not well-formed gRPC"
     ENVELOPE_INVALID = Code.INVALID_ARGUMENT, "the RelayRequest does not hold a unary call that can be made"
     HOP_LIMIT = (
         Code.FAILED_PRECONDITION,
         "the call has passed through too many relays: the routes form a loop",
+    )
+    JOB_INVALID = Code.INVALID_ARGUMENT, "the submission does not hold a job that can be run"
+    JOBS_FULL = Code.RESOURCE_EXHAUSTED, "as many jobs are unfinished as the relay keeps"
+    DEAD_LETTERS_FULL = (
+        Code.RESOURCE_EXHAUSTED,
+        "as many dead letters are unsettled as the relay keeps: discard or replay some",
     )
     NO_ROUTE = Code.UNIMPLEMENTED, "no route leads to this method"
     DRAINING = Code.UNAVAILABLE, "the relay is shutting down"

@@ -23,6 +23,10 @@ from relay_service.ports import AttemptEnd, CallHead, CallObserver, Headers, Inc
 BATCH_HINT = "relay-batch"
 """Metadata of a job, never sent on: with the value ``alone`` it joins no batch."""
 ALONE = b"alone"
+ATTEMPTS_HINT = "relay-attempts-max"
+"""Metadata of a job, never sent on: with the value ``1`` its runs make one attempt each."""
+ONCE = b"1"
+HINTS = frozenset({BATCH_HINT, ATTEMPTS_HINT})
 PEER = "job"
 """What logs and spans name as a job's caller."""
 JOB_CLASS = b"SHEDDABLE_PLUS"
@@ -50,12 +54,14 @@ class CallCarrier(Protocol):
 class Listener:
     """Passes on what the call's observer hears (a ``CallObserver``) and keeps how attempts and call ended."""
 
-    __slots__ = ("_inner", "_on_finished", "delivery", "trace_id")
+    __slots__ = ("_inner", "_on_finished", "delivery", "key_status", "trace_id")
 
     def __init__(self, inner: CallObserver, on_finished: Callable[[Verdict], None]) -> None:
         self._inner = inner
         self._on_finished = on_finished
         self.delivery = Delivery.NOT_SENT
+        self.key_status = ""
+        """What the upstream said of the key: ``executed``, ``replayed``, or nothing."""
         self.trace_id = inner.trace_id
 
     def queued(self, now: float) -> None:
@@ -73,6 +79,9 @@ class Listener:
     def attempt_ended(self, number: int, peer: str, end: AttemptEnd, evidence: Evidence, now: float) -> None:
         """Keep the worst delivery."""
         self.delivery = max(self.delivery, end.delivery, key=_WORST_LAST.index)
+        self.key_status = (contract.header(end.trailers, contract.KEY_STATUS) or b"").decode(
+            "ascii", "replace"
+        )
         self._inner.attempt_ended(number, peer, end, evidence, now)
 
     def finished(self, verdict: Verdict, now: float) -> None:
@@ -131,10 +140,29 @@ class JobCarrier:
 
     async def carry(self, job: Job) -> Run:
         """One call for one job. Cancelling this gives the call up."""
-        return await self.call(job.work.method, job_metadata(job), job.work.request, job.work.traceparent)
+        work = job.work
+        once = (ATTEMPTS_HINT, ONCE) in work.metadata
+        return await self._call(
+            self._head(work.method, job_metadata(job), work.traceparent, once=once), work.request
+        )
 
     async def call(self, method: str, metadata: Headers, request: bytes, caused_by: str) -> Run:
         """One unary call through the relay, whatever is in it."""
+        return await self._call(self._head(method, metadata, caused_by, once=False), request)
+
+    def _head(self, method: str, metadata: Headers, caused_by: str, *, once: bool) -> CallHead:
+        return CallHead(
+            method,
+            metadata,
+            self._timeout_s,
+            self._relay.now(),
+            PEER,
+            unary=True,
+            once=once,
+            caused_by=caused_by.encode(),
+        )
+
+    async def _call(self, head: CallHead, request: bytes) -> Run:
         over: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
         reply = CollectedReply()
         listeners: list[Listener] = []
@@ -143,15 +171,6 @@ class JobCarrier:
             listeners.append(Listener(observer, lambda verdict: _tell(over, verdict)))
             return listeners[0]
 
-        head = CallHead(
-            method,
-            metadata,
-            self._timeout_s,
-            self._relay.now(),
-            PEER,
-            unary=True,
-            caused_by=caused_by.encode(),
-        )
         incoming = self._relay.carry(head, reply, listen)
         if incoming is not None:
             incoming.on_request_data(frame(request), end=True)
@@ -163,12 +182,12 @@ class JobCarrier:
                 incoming.on_cancelled()
             raise
         self._fault_point("answered")
-        return _run(verdict, listeners[0].delivery, reply)
+        return _run(verdict, listeners[0], reply)
 
 
 def job_metadata(job: Job) -> Headers:
     """What the job's call carries: the submitter's metadata, its key, its class."""
-    metadata = [(name.encode(), value) for name, value in job.work.metadata if name != BATCH_HINT]
+    metadata = [(name.encode(), value) for name, value in job.work.metadata if name not in HINTS]
     if contract.header(metadata, contract.CRITICALITY) is None:
         metadata.append((contract.CRITICALITY, JOB_CLASS))
     return [*metadata, (contract.IDEMPOTENCY_KEY, job.work.key)]
@@ -191,10 +210,11 @@ def _tell(over: "asyncio.Future[Verdict]", verdict: Verdict) -> None:
         over.set_result(verdict)
 
 
-def _run(verdict: Verdict, delivery: Delivery, reply: CollectedReply) -> Run:
+def _run(verdict: Verdict, listener: Listener, reply: CollectedReply) -> Run:
     if verdict.code is not Code.OK:
-        return Run(verdict, delivery)
+        return Run(verdict, listener.delivery)
     try:
-        return Run(verdict, delivery, reply.message(ANSWER_BYTES_MAX))
+        answer = reply.message(ANSWER_BYTES_MAX)
     except EnvelopeError as error:
-        return Run(unreadable(f"the upstream's answer: {error}"), delivery)
+        return Run(unreadable(f"the upstream's answer: {error}"), listener.delivery)
+    return Run(verdict, listener.delivery, answer, listener.key_status)

@@ -61,7 +61,7 @@ class Settler:
             self._clock(),
             self._worker,
             run.verdict.code,
-            run.verdict.message[:MESSAGE_CHARS_MAX],
+            (run.key_status or run.verdict.message)[:MESSAGE_CHARS_MAX],
             run.delivery,
         )
         await self.write(job, step, tried)

@@ -103,7 +103,7 @@ class Workers:
         self._wait_s = WAIT_MIN_S
         self._draining = False
         self._leases = Leases(store, worker, jobs, now=now, on_lost=self._lost)
-        self._settler = Settler(
+        self.settler = Settler(
             store,
             self._leases,
             counters,
@@ -160,7 +160,7 @@ class Workers:
         await asyncio.gather(*self._background, return_exceptions=True)
 
     async def _cut_short(self, job: Job) -> None:
-        await self._settler.after(job, _cut_short(), repeatable=self._carrier.is_repeatable(job.work))
+        await self.settler.after(job, _cut_short(), repeatable=self._carrier.is_repeatable(job.work))
 
     # Leasing ------------------------------------------------------------------------------------
 
@@ -220,7 +220,7 @@ class Workers:
     def _dispatch(self, job: Job) -> None:
         last_word = before_run(job, self._policy, repeatable=self._carrier.is_repeatable(job.work))
         if last_word is not None:
-            self._spawn(RunUnderWay([job]), self._settler.write(job, last_word, None))
+            self._spawn(RunUnderWay([job]), self.settler.write(job, last_word, None))
             return
         batch = self._rules.batch(job.work.method)
         size_max = 1 if batch is None or goes_alone(job.work) else batch.share(job.attempts - 1)
@@ -270,7 +270,7 @@ class Workers:
         if not self._leases.holds(job):
             return
         run = await self._carrier.carry(job)
-        await self._settler.after(job, run, repeatable=self._carrier.is_repeatable(job.work))
+        await self.settler.after(job, run, repeatable=self._carrier.is_repeatable(job.work))
 
     async def _run_gathering(self, which: tuple[str, int], gathering: Gathering) -> None:
         await gathering.closed()
@@ -278,7 +278,7 @@ class Workers:
             del self._gatherings[which]
         jobs = [job for job in gathering.run.jobs if self._leases.holds(job)]
         if self._draining:
-            await asyncio.gather(*(self._settler.write(job, HandBack(0.0), None) for job in jobs))
+            await asyncio.gather(*(self.settler.write(job, HandBack(0.0), None) for job in jobs))
         elif jobs:
             await self._run_batch(jobs, gathering.policy)
 
@@ -300,7 +300,7 @@ class Workers:
         ends = zip(jobs, self._ends(run, jobs, batch), strict=True)
         await asyncio.gather(
             *(
-                self._settler.after(job, end, repeatable=self._carrier.is_repeatable(job.work))
+                self.settler.after(job, end, repeatable=self._carrier.is_repeatable(job.work))
                 for job, end in ends
             )
         )

@@ -204,7 +204,8 @@ class JobStore(Protocol):
 
     async def cancel(self, job_id: str) -> Job | None:
         """CANCELLED unless it has ended; one that runs is given up at its worker's next heartbeat, and until
-        its lease is over its order key stays held. The letter that it replays is OPEN again in the same commit.
+        its lease is over its order key stays held. The letter that it replays is OPEN again in the same
+        commit.
 
         Its key is forgotten when it was never attempted, else AMBIGUOUS."""
 

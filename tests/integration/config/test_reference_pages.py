@@ -31,6 +31,12 @@ CONTAINERS = {
     "relay.admission.limit",
     "relay.retryBudget",
     "relay.breaker",
+    "relay.methods[].batch",
+    "relay.methods[].batch.items",
+    "relay.methods[].batch.results",
+    "relay.jobs",
+    "relay.deadLetters",
+    "relay.deadLetters.recovery",
 }
 """Fields that are documented by what they hold."""
 
