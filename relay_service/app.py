@@ -6,6 +6,7 @@ import gc
 import logging
 import random
 import signal
+import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, TextIO, cast
 
+from relay_service import tls
 from relay_service.config.addresses import TcpAddress, UnixAddress, parse_address
 from relay_service.config.settings import Settings
 from relay_service.control.binding import BindError, cause_of
@@ -21,7 +23,7 @@ from relay_service.control.http import HttpServer
 from relay_service.control.names import FORWARDED_SERVICES
 from relay_service.control.server import ControlPlane, ControlSettings
 from relay_service.core.breakers import BreakerView
-from relay_service.core.policy import RelayPolicy, UpstreamPolicy
+from relay_service.core.policy import RelayPolicy, UpstreamPolicy, UpstreamTls
 from relay_service.envelope import EnvelopeOpener
 from relay_service.overview import Overview
 from relay_service.relay import Relay
@@ -48,6 +50,9 @@ GOAWAY_NOTICE_S = 1.0
 """Calls that crossed our GOAWAY on their way are still taken for so long."""
 
 CONTROL_GRACE_S = 1.0
+
+CERTIFICATE_LOOK_S = 10.0
+"""How often the files of certificates are looked at."""
 
 log = logging.getLogger(__name__)
 
@@ -90,10 +95,13 @@ class App:
         """Set by SIGTERM, SIGINT or AdminService's Drain."""
         self._hurry = asyncio.Event()
         self._grace_s = settings.shutdown_grace_s
+        self._renewed: list[tls.RenewedContext] = []
+        self._listening_tls = self._listening()
         self.timers = TimerWheel(loop)
         self.telemetry = Telemetry(_telemetry_settings(settings), rng=random.Random(rng.getrandbits(64)))
         self.descriptors = [
-            UpstreamDescriptors(name, upstream.target) for name, upstream in policy.upstreams.items()
+            UpstreamDescriptors(name, upstream.target, tls=upstream.tls)
+            for name, upstream in policy.upstreams.items()
         ]
         # What comes back after an outage may be another version: its methods are asked for again.
         self.upstreams = {
@@ -148,8 +156,29 @@ class App:
             self.timers,
             _upstream_settings(policy),
             rng=random.Random(rng.getrandbits(64)),
+            tls=self._calling(policy.tls) if policy.tls else None,
+            server_name=policy.tls.server_name if policy.tls else "",
             on_connected=on_connected,
         )
+
+    def _calling(self, policy: UpstreamTls) -> ssl.SSLContext:
+        renewed = tls.calling(policy)
+        self._renewed.append(renewed)
+        return renewed.context
+
+    def _listening(self) -> ssl.SSLContext | None:
+        settings = self._settings
+        if settings.tls_certificate is None or settings.tls_key is None:
+            return None
+        renewed = tls.listening(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
+        self._renewed.append(renewed)
+        return renewed.context
+
+    def _renew_certificates(self, _: None = None) -> None:
+        for renewed in self._renewed:
+            if renewed.renew():
+                log.info("certificates were renewed")
+        self.timers.call_at(time.monotonic() + CERTIFICATE_LOOK_S, self._renew_certificates, None)
 
     def _breakers(self) -> Iterator[BreakerView]:
         return self.relay.breakers.views(time.monotonic())
@@ -182,6 +211,8 @@ class App:
         await self.http.start()
         undo.push_async_callback(self.http.stop)
         await asyncio.gather(*(known.asked_once(REFLECTION_WAIT_S) for known in self.descriptors))
+        if self._renewed:
+            self._renew_certificates()
         self._relay_address = await self._listen(self._settings.listen)
         undo.push_async_callback(self.listener.close, 0.0)
 
@@ -189,9 +220,9 @@ class App:
         try:
             match parse_address(address):
                 case TcpAddress(host, port):
-                    return await self.listener.start(host, port)
+                    return await self.listener.start(host, port, self._listening_tls)
                 case UnixAddress(path):
-                    return await self.listener.start_unix(path)
+                    return await self.listener.start_unix(path, self._listening_tls)
         except OSError as error:
             raise BindError("relay", address, cause_of(error)) from error
 
