@@ -29,10 +29,18 @@ CRITICALITY = b"relay-criticality"
 PUSHBACK = b"grpc-retry-pushback-ms"
 DETAILS = b"grpc-status-details-bin"
 KEY_STATUS = b"idempotency-status"
+FIRST_SEEN = b"idempotency-first-seen"
+DEAD_LETTER_ID = b"relay-dead-letter-id"
 PREVIOUS_ATTEMPTS = b"grpc-previous-rpc-attempts"
 
 REPLACED = frozenset({HOPS, IDEMPOTENCY_KEY, b"traceparent", b"tracestate", b"baggage"})
 """Request metadata that is not passed on as it came: every attempt gets its own instead."""
+
+IDENTITY = b"relay-identity-bin"
+"""Inside the relay only: who the caller of one of its own services is, as far as that was verified."""
+
+TOLD_TO_OWN_SERVICES = REPLACED | {IDENTITY}
+"""Request metadata that the relay's own services get from the data plane and from nobody else."""
 
 KEY_LENGTH_MAX = 255
 
@@ -41,13 +49,22 @@ _QUOTA_REASONS = frozenset(
     {Reason.QUEUE_FULL, Reason.SHED_BY_CRITICALITY, Reason.CONCURRENCY_LIMIT, Reason.STREAM_LIMIT}
 )
 _DO_NOT_RETURN_MS = -1
+_NOT_STORED = REPLACED | {
+    b"authorization",
+    b"proxy-authorization",
+    b"cookie",
+    b"x-api-key",
+    b"grpc-encoding",
+    b"grpc-accept-encoding",
+    b"user-agent",
+}
 _EXECUTED_AT_ONCE: Headers = (
     (b"relay-attempts", b"1"),
     (b"relay-decision", b"FORWARDED"),
     (b"relay-origin", b"upstream"),
     (b"relay-outcome", b"executed"),
 )
-_OUR_TRAILERS = frozenset(name for name, _ in _EXECUTED_AT_ONCE)
+_OUR_TRAILERS = frozenset(name for name, _ in _EXECUTED_AT_ONCE) | {KEY_STATUS, FIRST_SEEN, DEAD_LETTER_ID}
 MESSAGE_CHARS_MAX = 1_000
 """Of a status message that stands in error details: it may quote what an upstream said."""
 
@@ -92,6 +109,19 @@ def derived_key(tenant: str, method: str, key: bytes) -> bytes:
     """
     scope = b"\0".join((DOMAIN.encode(), tenant.encode(), method.encode(), key))
     return hashlib.sha256(scope).hexdigest().encode()
+
+
+def payload_key(fingerprint: bytes) -> bytes:
+    """The key of a call that came without one, where the policy makes one of its request."""
+    return b"sha256:" + fingerprint.hex().encode()
+
+
+def without_credentials(metadata: Headers) -> tuple[tuple[str, bytes], ...]:
+    """What of a caller's metadata may be stored: nothing that lets its reader act for the caller, nothing
+    that belongs to this one connection."""
+    return tuple(
+        (name.decode("ascii", "replace"), value) for name, value in metadata if name not in _NOT_STORED
+    )
 
 
 def hops(metadata: Headers) -> int:

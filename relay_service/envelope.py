@@ -6,28 +6,26 @@ call would, and the upstream's answer comes back in an envelope. Deadline and me
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from dataclasses import replace
 
 from google.protobuf.message import DecodeError
 
 from protos.relay.v1.relay_pb2 import RelayRequest, RelayResponse
+from relay_service.compression import ENCODING, UnframeError, unframe
 from relay_service.contract import header
 from relay_service.core.names import is_method_name
 from relay_service.core.policy import RelayPolicy
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
-from relay_service.message import FRAME_PREFIX_BYTES, Collector, frame, is_one_message
+from relay_service.message import FRAME_PREFIX_BYTES, Collector, frame
 from relay_service.methods import MethodCatalog, MethodFacts
 from relay_service.ports import CallHead, Headers, IncomingCall, Reply, TimerHandle
 from relay_service.relay import Relay
 
 METHOD = "relay.v1.RelayService/Relay"
 
-ENCODING = b"grpc-encoding"
 _ENCODINGS = (ENCODING, b"grpc-accept-encoding")
-_WINDOW_BITS = {b"gzip": 31, b"deflate": 15}
 TYPE_URL_PREFIX = "type.googleapis.com/"
 
 
@@ -202,7 +200,7 @@ class EnvelopeReply:
         encoding = header(self._headers, ENCODING)
         try:
             value = unframe(self._collected, encoding, self._max_bytes)
-        except EnvelopeError as error:
+        except UnframeError as error:
             self._reply.send_trailers(Code.INTERNAL, f"the upstream's answer: {error}", trailers)
             return
         response = RelayResponse()
@@ -226,32 +224,14 @@ class EnvelopeReply:
         return 0
 
 
-def unframe(framed: bytes, encoding: bytes | None, max_bytes: int) -> bytes:
-    """The one message in ``framed``, decompressed; raises `EnvelopeError` when it is not one."""
-    if not is_one_message(framed):
-        raise EnvelopeError("it is not exactly one gRPC message within the size limit")
-    message = framed[FRAME_PREFIX_BYTES:]
-    if framed[0] == 0:
-        return message
-    window_bits = _WINDOW_BITS.get(encoding or b"")
-    if window_bits is None:
-        raise EnvelopeError("it is compressed in a way the relay does not know; use gzip, deflate or none")
-    inflater = zlib.decompressobj(window_bits)
-    try:
-        plain = inflater.decompress(message, max_bytes)
-    except zlib.error as error:
-        raise EnvelopeError(f"it cannot be decompressed: {error}") from None
-    if inflater.unconsumed_tail or not inflater.eof:
-        raise EnvelopeError(f"it is cut off or larger than {max_bytes} bytes when decompressed")
-    return plain
-
-
 def _parse(head: CallHead, framed: bytes, max_bytes: int) -> RelayRequest:
     encoding = header(head.metadata, ENCODING)
     try:
         request = RelayRequest.FromString(unframe(framed, encoding, max_bytes))
     except DecodeError:
         raise EnvelopeError("it is no relay.v1.RelayRequest") from None
+    except UnframeError as error:
+        raise EnvelopeError(str(error)) from None
     if not is_method_name(request.method):
         raise EnvelopeError(f"method must be package.Service/Method, not {request.method[:200]!r}")
     return request

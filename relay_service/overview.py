@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from relay_service.control.sources import Health, QueueStatus, Stats, TelemetryStatus, UpstreamStatus
+from relay_service.jobs.office import JobsStatus
 from relay_service.relay import Relay
 from relay_service.telemetry.observer import Telemetry
 from relay_service.upstream import Upstream, UpstreamState
@@ -16,19 +17,32 @@ class Overview:
     """
 
     def __init__(
-        self, relay: Relay, upstreams: Mapping[str, Upstream], telemetry: Telemetry, now: Callable[[], float]
+        self,
+        relay: Relay,
+        upstreams: Mapping[str, Upstream],
+        telemetry: Telemetry,
+        now: Callable[[], float],
+        *,
+        jobs: Callable[[], JobsStatus] | None = None,
     ) -> None:
+        """``jobs`` tells of durable jobs where there is a store for them."""
         self.draining = False
         self._relay = relay
         self._upstreams = upstreams
         self._telemetry = telemetry
         self._now = now
+        self._jobs = jobs
         self._started_at = now()
 
     def health(self) -> Health:
         """Whether calls are taken, and which upstreams could be given one."""
         ready = {name: upstream.state is UpstreamState.READY for name, upstream in self._upstreams.items()}
-        return Health(draining=self.draining, upstreams_ready=ready)
+        jobs = self._jobs() if self._jobs is not None else None
+        return Health(
+            draining=self.draining,
+            upstreams_ready=ready,
+            refusing_jobs=jobs.refusing if jobs is not None else "",
+        )
 
     def stats(self) -> Stats:
         """All figures now."""
@@ -43,6 +57,7 @@ class Overview:
             queue=self._queue(now),
             upstreams=[self._upstream(name, upstream, now) for name, upstream in self._upstreams.items()],
             telemetry=TelemetryStatus(spans.exported, spans.dropped),
+            jobs=self._jobs() if self._jobs is not None else None,
         )
 
     def _queue(self, now: float) -> QueueStatus:

@@ -5,6 +5,7 @@ by `relay_service.unary` or `relay_service.streaming` until its verdict. Everyth
 the headers is decided there, before anything is allocated for the call.
 """
 
+import base64
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from random import Random
@@ -22,6 +23,10 @@ from relay_service.core.reason import Reason
 from relay_service.core.status import Code
 from relay_service.core.verdict import Fate, Origin, Verdict
 from relay_service.forwarding import ForwardedCall, Plan
+from relay_service.idempotency.caller import KeyedCall
+from relay_service.idempotency.intent import Intent
+from relay_service.idempotency.keys import Keys, KeysSetup
+from relay_service.idempotency.work import KeyedWork, NoWork, WorkObserver, WorkOrder
 from relay_service.methods import MethodCatalog, MethodFacts
 from relay_service.ports import (
     CallHead,
@@ -60,6 +65,7 @@ class Relay:
     """Decides about every call; owns admission, the retry gates and the breakers.
 
     ``own_services`` names the services answered by the control plane and the upstream that leads there.
+    ``keys`` brings the store that idempotency keys are kept in; without it they are only passed on.
     ``now`` and ``rng`` come from the composition root, so that nothing below reads a clock or draws
     on its own.
     """
@@ -75,6 +81,7 @@ class Relay:
         now: Callable[[], float],
         rng: Random,
         own_services: Mapping[str, UpstreamPort],
+        keys: KeysSetup | None = None,
     ) -> None:
         self.timers = timers
         self.now = now
@@ -90,6 +97,7 @@ class Relay:
         self._own_gate = RetryGate(None, None, now())
         self._in_flight = 0
         self._held_bytes = 0
+        self._keys = Keys(self, keys, policy.keys, policy.dead_letters) if keys is not None else None
         self._own_calls: set[StreamCall] = set()
         self._draining = False
 
@@ -111,9 +119,14 @@ class Relay:
         return self._breakers
 
     @property
+    def keys(self) -> Keys | None:
+        """The keyed calls; None without a store."""
+        return self._keys
+
+    @property
     def in_flight(self) -> int:
-        """Calls that have no verdict yet."""
-        return self._in_flight
+        """Calls that have no verdict yet, and keyed work that has outlived its callers."""
+        return self._in_flight + (self._keys.waiting if self._keys is not None else 0)
 
     @property
     def draining(self) -> bool:
@@ -137,11 +150,9 @@ class Relay:
         try:
             if own is not None:
                 return self._hand_over(head, own, reply, observer, now)
-            return self._take(head, reply, observer, now)
+            return self._take(head, reply, observer, now, self._keys)
         except Refusal as refusal:
-            reason = refusal.reason
-            verdict = _refused(reason, reason.meaning, refusal.pushback_s)
-            self._answer_refused(head, reply, observer, verdict)
+            self._turn_away(head, reply, observer, refusal)
             return None
 
     def carry(
@@ -155,10 +166,9 @@ class Relay:
         now = self.now()
         observer = listener(self._observer.call_started(head, now))
         try:
-            return self._take(head, reply, observer, now)
+            return self._take(head, reply, observer, now, None)
         except Refusal as refusal:
-            verdict = _refused(refusal.reason, refusal.reason.meaning, refusal.pushback_s)
-            self._answer_refused(head, reply, observer, verdict)
+            self._turn_away(head, reply, observer, refusal)
             return None
 
     def safety(self, method: str) -> Safety:
@@ -177,7 +187,8 @@ class Relay:
     ) -> IncomingCall:
         """Pass a call to the relay's own services on as it is: not limited, not counted as in flight."""
         deadline = now + head.timeout_s if head.timeout_s is not None else None
-        metadata = [field for field in head.metadata if field[0] not in contract.REPLACED]
+        metadata = [field for field in head.metadata if field[0] not in contract.TOLD_TO_OWN_SERVICES]
+        metadata.append((contract.IDENTITY, base64.b64encode(head.identity.encode())))
         plan = Plan(
             head.method, metadata, upstream, OWN_SERVICE_POLICY, deadline, OWN_SERVICE_DEMAND, limited=False
         )
@@ -196,7 +207,11 @@ class Relay:
         call.begin(now)
         return call
 
-    def _take(self, head: CallHead, reply: Reply, observer: CallObserver, now: float) -> IncomingCall:
+    def _take(
+        self, head: CallHead, reply: Reply, observer: CallObserver, now: float, keys: Keys | None
+    ) -> IncomingCall:
+        """``keys`` is where the call's key has to be claimed; None when that has been done, or nobody keeps
+        keys."""
         if self._draining:
             raise Refusal(Reason.DRAINING)
         upstream = self._policy.route(head.method)
@@ -210,17 +225,17 @@ class Relay:
         if hops >= self._policy.max_hops:
             raise Refusal(Reason.HOP_LIMIT)
         known = facts is not None or policy.unary is not None
-        key = _key(head, policy, hops, streaming=known and not unary)
+        key = _key(head, policy, streaming=known and not unary)
         deadline = _deadline(head, policy, now, unary=unary)
+        keeping = policy.idempotency if unary and keys is not None else None
+        if keeping is not None and keys is not None and (key is not None or keeping.payload_keys):
+            intent = Intent(head, upstream, policy, keeping, safety, hops, key, deadline)
+            return KeyedCall(self, keys, intent, reply, observer)
+        sent_key = None if key is None else _sent_key(head.identity, head.method, key, hops)
         breaker = self._breakers.guarding(upstream, head.method)
         self._check_breaker(breaker, now)
-        plan = Plan(
-            head.method,
-            _outgoing(head, key, hops),
-            self._upstreams[upstream],
-            policy,
-            deadline,
-            Demand(contract.criticality(head.metadata), deadline),
+        plan = self._plan(
+            head, upstream, policy, deadline, outgoing=_outgoing(head, sent_key, hops), deadline=deadline
         )
         machine = Call(
             _single_attempt(policy.retry) if hops or head.once else policy.retry,
@@ -236,6 +251,27 @@ class Relay:
         if unary:
             return self._unary(plan, machine, reply, observer, now)
         return self._stream(plan, machine, reply, observer, now)
+
+    def _plan(
+        self,
+        head: CallHead,
+        upstream: str,
+        policy: MethodPolicy,
+        wanted_by: float | None,
+        *,
+        outgoing: Headers,
+        deadline: float | None,
+    ) -> Plan:
+        """``wanted_by`` is what the admission reckons with; ``deadline`` is None for work that lasts as long
+        as somebody waits."""
+        return Plan(
+            head.method,
+            outgoing,
+            self._upstreams[upstream],
+            policy,
+            deadline,
+            Demand(contract.criticality(head.metadata), wanted_by),
+        )
 
     def _check_breaker(self, breaker: CircuitBreaker | None, now: float) -> None:
         """Refuse at the headers what the breaker would refuse later, before it costs anything."""
@@ -260,10 +296,47 @@ class Relay:
         call.begin(now)
         return call
 
+    def _turn_away(self, head: CallHead, reply: Reply, observer: CallObserver, refusal: Refusal) -> None:
+        reason = refusal.reason
+        self._answer_refused(head, reply, observer, _refused(reason, reason.meaning, refusal.pushback_s))
+
     def _answer_refused(self, head: CallHead, reply: Reply, observer: CallObserver, verdict: Verdict) -> None:
         trailers = contract.trailers_of(verdict, head.method, ())
         reply.send_trailers(verdict.code, verdict.message, trailers)
         observer.finished(verdict, self.now())
+
+    # What keyed calls ask of their relay (`relay_service.idempotency`) ------------------------------
+
+    def start_work(self, order: WorkOrder, observer: WorkObserver) -> KeyedWork:
+        """Have a keyed request carried: it seeks a worker at once. Raises `NoWork`."""
+        intent = order.intent
+        now = self.now()
+        head, policy, hops = intent.head, intent.policy, intent.hops
+        breaker = self._breakers.guarding(intent.upstream, head.method)
+        try:
+            self._check_breaker(breaker, now)
+        except Refusal as refusal:
+            raise NoWork(refusal.reason, refusal.pushback_s) from None
+        machine = Call(
+            policy.retry if hops == 0 else _single_attempt(policy.retry),
+            safety=intent.safety,
+            has_key=True,
+            deadline=intent.deadline,
+            attempt_limit_s=policy.attempt_timeout_s,
+            gate=self._gates[intent.upstream],
+            rng=self._rng,
+            breaker=breaker,
+            settle_s=intent.keys.settle_s,
+        )
+        if order.outcome_open:
+            machine.outcome_is_open()
+        sent_key = _sent_key(head.identity, head.method, order.key, hops)
+        outgoing = _outgoing(head, sent_key, hops)
+        plan = self._plan(head, intent.upstream, policy, intent.deadline, outgoing=outgoing, deadline=None)
+        self._in_flight += 1
+        work = KeyedWork(self, plan, machine, observer, intent.keys.settle_s)
+        work.on_request_data(order.framed, end=True)
+        return work
 
     # What calls ask of their relay (`relay_service.unary.UnaryHost`) ----------------------------
 
@@ -356,11 +429,8 @@ def _deadline(head: CallHead, policy: MethodPolicy, now: float, *, unary: bool) 
     return now + timeout_s
 
 
-def _key(head: CallHead, policy: MethodPolicy, hops: int, *, streaming: bool) -> bytes | None:
-    """The key to send upstream, derived from the caller's; None without one.
-
-    A relay before this one has derived it already: the upstream must see one key whichever way a call came.
-    """
+def _key(head: CallHead, policy: MethodPolicy, *, streaming: bool) -> bytes | None:
+    """The caller's key; None without one."""
     try:
         key = contract.idempotency_key(head.metadata)
     except contract.MalformedKeyError:
@@ -371,9 +441,15 @@ def _key(head: CallHead, policy: MethodPolicy, hops: int, *, streaming: bool) ->
         return None
     if streaming:
         raise Refusal(Reason.IDEMPOTENCY_KEY_INVALID)
-    if hops and contract.is_derived(key):
-        return key
-    return contract.derived_key(head.identity, head.method, key)
+    return key
+
+
+def _sent_key(tenant: str, method: str, key: bytes, hops: int) -> bytes:
+    """The key to send upstream, derived from the caller's.
+
+    A relay before this one has derived it already: the upstream must see one key whichever way a call came.
+    """
+    return key if hops and contract.is_derived(key) else contract.derived_key(tenant, method, key)
 
 
 def _outgoing(head: CallHead, key: bytes | None, hops: int) -> Headers:

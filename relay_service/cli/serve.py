@@ -35,12 +35,15 @@ def serve(
     tls_client_ca: Annotated[Path | None, _option("tls_client_ca")] = None,
     upstream: Annotated[str | None, _option("upstream")] = None,
     policy: Annotated[str | None, _option("policy")] = None,
+    store: Annotated[str | None, _option("store")] = None,
+    state_dir: Annotated[Path | None, _option("state_dir")] = None,
     trace_file: Annotated[Path | None, _option("trace_file")] = None,
     otlp_endpoint: Annotated[str | None, _option("otlp_endpoint")] = None,
     sample_ratio: Annotated[float | None, _option("sample_ratio")] = None,
     log_level: Annotated[str | None, _option("log_level")] = None,
     shutdown_grace: Annotated[float | None, _option("shutdown_grace_s")] = None,
     seed: Annotated[int | None, _option("seed")] = None,
+    fault_point: Annotated[str | None, _option("fault_point")] = None,
     ready_json: Annotated[
         bool, typer.Option("--ready-json", help="Print one line of JSON with the addresses when ready.")
     ] = False,
@@ -55,12 +58,15 @@ def serve(
         "tls_client_ca": tls_client_ca,
         "upstream": upstream,
         "policy": policy,
+        "store": store,
+        "state_dir": state_dir,
         "trace_file": trace_file,
         "otlp_endpoint": otlp_endpoint,
         "sample_ratio": sample_ratio,
         "log_level": log_level,
         "shutdown_grace_s": shutdown_grace,
         "seed": seed,
+        "fault_point": fault_point,
     }
     with config_errors_told():
         settings = read_settings({name: value for name, value in flags.items() if value is not None})
@@ -71,12 +77,13 @@ def serve(
 def _run(settings: Settings, policy: RelayPolicy, on_ready: "Callable[[Addresses], None]") -> None:
     from relay_service import app
     from relay_service.control.binding import BindError
+    from relay_service.stores.interface import StoreError
     from relay_service.telemetry.settings import TelemetryError
     from relay_service.tls import TlsError
 
     try:
         _run_until_done(app.serve(settings, policy, on_ready))
-    except (BindError, TelemetryError, TlsError, OSError) as error:
+    except (BindError, TelemetryError, StoreError, TlsError, OSError) as error:
         fail(f"cannot start: {error}", COULD_NOT_TELL)
 
 

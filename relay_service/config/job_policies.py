@@ -10,12 +10,10 @@ from relay_service.core.job_policy import (
     BatchItems,
     BatchPolicy,
     BatchResults,
-    DeadLetterPolicy,
     JobPolicy,
     JobRetryPolicy,
-    Recovery,
-    RecoveryRule,
 )
+from relay_service.core.letter_policy import LetterPolicy, Recovery, RecoveryRule
 
 _OF_RETRY = frozenset(JobRetryPolicy.__dataclass_fields__)
 
@@ -31,7 +29,7 @@ def job_policy(fields: Mapping[str, Any]) -> JobPolicy:
     return JobPolicy(**rest, retry=JobRetryPolicy(**retry))
 
 
-def dead_letter_policy(fields: Mapping[str, Any]) -> DeadLetterPolicy:
+def dead_letter_policy(fields: Mapping[str, Any]) -> LetterPolicy:
     """``relay.deadLetters``."""
     given = dict(fields)
     blocks = given.pop("recovery", {})
@@ -39,7 +37,7 @@ def dead_letter_policy(fields: Mapping[str, Any]) -> DeadLetterPolicy:
         Cause[name]: RecoveryRule(**(block.fields_given() | {"action": Recovery(block.action)}))
         for name, block in blocks.items()
     }
-    return DeadLetterPolicy(**given, recovery=rules)
+    return LetterPolicy(**given, recovery=rules)
 
 
 def batch_policy(block: BatchBlock | None) -> BatchPolicy | None:

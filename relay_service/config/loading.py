@@ -9,10 +9,11 @@ from relay_service.config.document import Document, layers, read_document
 from relay_service.config.job_policies import batch_policy, dead_letter_policy, job_policy
 from relay_service.config.merge import Merged, merge
 from relay_service.config.problems import ConfigError, Problem, shown
-from relay_service.config.schema import MethodConfig, TlsBlock, UpstreamBlock
+from relay_service.config.schema import IdempotencyBlock, MethodConfig, TlsBlock, UpstreamBlock
 from relay_service.config.settings import Settings
 from relay_service.core.evidence import Safety
 from relay_service.core.jitter import Jitter
+from relay_service.core.key_policy import IdempotencyPolicy, InFlight, KeyLimits
 from relay_service.core.policy import (
     NO_RETRY,
     WIDE_OPEN,
@@ -76,6 +77,7 @@ def build_policy(document: Document, target: str) -> RelayPolicy:
         breakers=_breakers(merged),
         jobs=job_policy(merged.job_fields),
         dead_letters=dead_letter_policy(merged.letter_fields),
+        keys=KeyLimits(**merged.keys_fields),
         max_hops=merged.max_hops,
     )
 
@@ -122,10 +124,18 @@ def _method_policy(merged: Merged, pattern: str) -> MethodPolicy:
         safety=Safety(safety) if safety else None,
         retry=_retry(config, jitter, merged.off),
         batch=batch,
+        idempotency=_idempotency(given.pop("idempotency", None)),
     )
     if config is not None and config.timeout_s is not None:
         policy = _with_grpc_timeout(policy, config.timeout_s)
     return replace(policy, **_switched_off(merged.off))
+
+
+def _idempotency(block: IdempotencyBlock | None) -> IdempotencyPolicy | None:
+    """The block of the narrowest entry that has one, whole."""
+    if block is None:
+        return None
+    return IdempotencyPolicy(**(block.fields_given() | {"in_flight": InFlight(block.in_flight)}))
 
 
 def _retry(config: MethodConfig | None, jitter: Jitter, off: frozenset[str]) -> RetryPolicy:

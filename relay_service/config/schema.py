@@ -18,12 +18,11 @@ from relay_service.core.job_policy import (
     BatchItems,
     BatchPolicy,
     BatchResults,
-    DeadLetterPolicy,
     JobPolicy,
     JobRetryPolicy,
-    Recovery,
-    RecoveryRule,
 )
+from relay_service.core.key_policy import IdempotencyPolicy, KeyLimits
+from relay_service.core.letter_policy import LetterPolicy, Recovery, RecoveryRule
 from relay_service.core.policy import (
     AdmissionPolicy,
     BreakerPolicy,
@@ -41,11 +40,13 @@ _BUDGET = RetryBudgetPolicy()
 _BREAKER = BreakerPolicy()
 _JOBS = JobPolicy()
 _JOB_RETRY = JobRetryPolicy()
-_LETTERS = DeadLetterPolicy()
 _BATCH = BatchPolicy(method="S/M")
 _ITEMS = BatchItems()
 _RESULTS = BatchResults()
 _RULE = RecoveryRule(Recovery.REQUEUE)
+_KEEPING = IdempotencyPolicy()
+_KEYS = KeyLimits()
+_LETTERS = LetterPolicy()
 
 
 def _duration(value: Any) -> float:
@@ -198,6 +199,16 @@ class BatchBlock(Block):
     results: BatchResultsBlock = BatchResultsBlock()
 
 
+class IdempotencyBlock(Block):
+    """The ``idempotency`` of an entry of ``relay.methods``."""
+
+    in_flight: Literal["wait", "abort"] = _KEEPING.in_flight.value
+    keep_s: PositiveDuration = _KEEPING.keep_s
+    keep_errors_s: PositiveDuration = _KEEPING.keep_errors_s
+    settle_s: Duration = Field(default=_KEEPING.settle_s, alias="settleTimeout")
+    payload_keys: bool = _KEEPING.payload_keys
+
+
 class MethodBlock(Block):
     """An entry of ``relay.methods``: what gRPC has no words for."""
 
@@ -213,6 +224,7 @@ class MethodBlock(Block):
     max_message_bytes: Annotated[int, Field(ge=1, le=1024 * 1024 * 1024)] = _METHOD.max_message_bytes
     breaker: BreakerBlock | None = None
     batch: BatchBlock | None = None
+    idempotency: IdempotencyBlock | None = None
 
 
 class TlsBlock(Block):
@@ -312,9 +324,19 @@ CauseName = Literal[
 ]
 
 
+class KeysBlock(Block):
+    """``relay.keys``."""
+
+    lease_s: PositiveDuration = _KEYS.lease_s
+    waiters: Annotated[int, Field(ge=1, le=1_000_000)] = _KEYS.waiters
+    waiters_per_key: Annotated[int, Field(ge=1, le=1_000_000)] = _KEYS.waiters_per_key
+    tombstone_s: PositiveDuration = _KEYS.tombstone_s
+
+
 class DeadLettersBlock(Block):
     """``relay.deadLetters``."""
 
+    on_exhausted: bool = _LETTERS.on_exhausted
     max_entries: Annotated[int, Field(ge=1, le=100_000_000)] = _LETTERS.max_entries
     keep_s: PositiveDuration = _LETTERS.keep_s
     recovery: dict[CauseName, RecoveryBlock] = {}
@@ -332,6 +354,7 @@ class RelayBlock(Block):
     retry_budget: BudgetBlock = BudgetBlock()
     breaker: BreakerBlock = BreakerBlock()
     jobs: JobsBlock = JobsBlock()
+    keys: KeysBlock = KeysBlock()
     dead_letters: DeadLettersBlock = DeadLettersBlock()
     max_hops: Annotated[int, Field(ge=1, le=100)] = 3
     off: list[Switch] = []

@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from relay_service.config.addresses import parse_address, parse_target
 from relay_service.config.complaints import in_plain_words
 from relay_service.config.problems import ConfigError, Problem, shown, without_credentials
+from relay_service.fault_points import FaultAt
 
 PREFIX = "RELAY_"
 OTLP_VARIABLES = ("RELAY_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -34,6 +35,18 @@ def _endpoint(value: str) -> str:
         raise ValueError(
             "must begin with http:// or https://, such as http://127.0.0.1:4317 (https:// means TLS)"
         )
+    return value
+
+
+def _store(value: str) -> str:
+    kind, _, rest = value.partition(":")
+    if kind not in ("sqlite", "postgres", "postgresql") or not rest:
+        raise ValueError("must be sqlite:PATH or postgres://USER@HOST/DATABASE")
+    return value
+
+
+def _fault_point(value: str) -> str:
+    FaultAt(value)
     return value
 
 
@@ -87,6 +100,16 @@ class Settings(BaseSettings):
         min_length=1,
         description="A policy file, or the name of a preset.",
     )
+    store: Annotated[str, AfterValidator(_store)] | None = Field(
+        default=None,
+        description="Where keys are kept: `sqlite:PATH` or `postgres://…`. Unset takes `relay.db` in the "
+        "state directory as soon as the policy asks for a store.",
+    )
+    state_dir: Path | None = Field(
+        default=None,
+        description="The relay's own files. Unset takes `resilient-relay` in `$XDG_STATE_HOME` or "
+        "`~/.local/state`.",
+    )
     trace_file: Path | None = Field(
         default=None,
         description="Append spans to this file as lines of OTLP JSON. Unset writes none.",
@@ -116,6 +139,26 @@ class Settings(BaseSettings):
         default=None,
         description="Seed of everything drawn (jitter, sampling), to repeat a run. Unset takes a new one.",
     )
+
+    fault_point: Annotated[str, AfterValidator(_fault_point)] | None = Field(
+        default=None,
+        description="For tests: `STEP:kill:NTH` or `STEP:stop:NTH` sends this process SIGKILL or SIGSTOP "
+        "the NTH time it reaches a step.",
+    )
+
+    @property
+    def state_directory(self) -> Path:
+        """Where the relay's own files are."""
+        if self.state_dir is not None:
+            return self.state_dir
+        home = os.environ.get("XDG_STATE_HOME")
+        return (Path(home) if home else Path.home() / ".local" / "state") / "resilient-relay"
+
+    def store_url(self, *, needed: bool) -> str | None:
+        """The store to open: the one that is set, else a file of our own where one is ``needed``."""
+        if self.store is not None:
+            return self.store
+        return f"sqlite:{self.state_directory / 'relay.db'}" if needed else None
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         """What a log line may show: an endpoint's credentials never."""

@@ -1,6 +1,7 @@
 """Between the values of jobs and dead letters and their messages: the only place where both are named."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
 from google.protobuf.any_pb2 import Any
@@ -17,8 +18,6 @@ from relay_service.jobs.forecast import Forecast, Happened, Protection
 from relay_service.jobs.replaying import ReplayEnd, ReplayReport
 from relay_service.methods import MethodFacts
 from relay_service.stores.interface import JobFilter, LetterFilter, LetterGroup
-
-UNAUTHENTICATED_TENANT = ""
 
 _JOB_STATES = {one: job_pb2.JobState.Value(f"JOB_STATE_{one.name}") for one in JobState}
 _LETTER_STATES = {one: dead_letter_pb2.LetterState.Value(f"LETTER_STATE_{one.name}") for one in LetterState}
@@ -103,6 +102,7 @@ def letter_message(
         note=letter.note,
         traceparent=letter.work.traceparent,
         fingerprint=letter.work.fingerprint,
+        tenant=letter.work.tenant,
     )
 
 
@@ -159,11 +159,11 @@ def report_message(report: ReplayReport) -> dead_letter_pb2.ReplayReport:
 # From messages ----------------------------------------------------------------------------------
 
 
-def work_of(message: job_pb2.Work, traceparent: str = "") -> Work:
+def work_of(message: job_pb2.Work, tenant: str, traceparent: str) -> Work:
     """What a caller wants done. Raises `UnreadableMessageError` for text that is no ASCII."""
     try:
         return Work(
-            tenant=UNAUTHENTICATED_TENANT,
+            tenant=tenant,
             method=message.method,
             request=message.request.value,
             metadata=tuple((name, value.encode("ascii")) for name, value in sorted(message.metadata.items())),
@@ -176,9 +176,10 @@ def work_of(message: job_pb2.Work, traceparent: str = "") -> Work:
         raise UnreadableMessageError(f"work: {error.object[:200]!r} is not ASCII") from None
 
 
-def job_filter_of(message: job_pb2.JobFilter) -> JobFilter:
+def job_filter_of(message: job_pb2.JobFilter, tenant: str) -> JobFilter:
     """Which jobs. Raises `UnreadableMessageError`."""
     return JobFilter(
+        tenant=tenant,
         method=message.method or None,
         states=_all(message.states, _JOB_STATE_OF, "filter.states"),
         order_key=message.order_key or None,
@@ -202,20 +203,10 @@ def letter_of(message: dead_letter_pb2.DeadLetter) -> DeadLetter:
     """An exported letter. Raises `UnreadableMessageError`."""
     if not message.id or not message.work.method or not message.work.HasField("request"):
         raise UnreadableMessageError("letter must have id, work.method and work.request")
-    work = work_of(message.work, message.traceparent)
+    work = work_of(message.work, message.tenant, message.traceparent)
     return DeadLetter(
         id=message.id,
-        work=Work(
-            work.tenant,
-            work.method,
-            work.request,
-            work.metadata,
-            work.key,
-            message.fingerprint,
-            work.order_key,
-            work.priority,
-            work.traceparent,
-        ),
+        work=replace(work, fingerprint=message.fingerprint),
         cause=_one(message.cause, _CAUSE_OF, "letter.cause"),
         state=LetterState.OPEN,
         died_at=_unix_s(message.death_time),

@@ -5,6 +5,7 @@ from typing import Never
 
 from protos.relay.v1 import job_pb2
 from protos.relay.v1.job_pb2_grpc import JobServiceServicer
+from relay_service import contract
 from relay_service.control.job_proto import (
     UnreadableMessageError,
     job_filter_of,
@@ -41,7 +42,7 @@ class Jobs(JobServiceServicer):
         """Accept a job; answered after the commit."""
         try:
             order = Order(
-                work_of(request.work, _traceparent(context)),
+                work_of(request.work, tenant_of(context), _traceparent(context)),
                 seconds(request.delay),
                 seconds(request.time_to_live) if request.HasField("time_to_live") else None,
             )
@@ -72,12 +73,7 @@ class Jobs(JobServiceServicer):
 
     async def GetJob(self, request: job_pb2.GetJobRequest, context: Context) -> job_pb2.GetJobResponse:
         """One job."""
-        try:
-            job = await self._store.job(request.id)
-        except StoreUnavailableError as error:
-            await refuse(context, Reason.STORE_UNAVAILABLE, str(error))
-        if job is None:
-            await _no_such_job(context, request.id)
+        job = await self._find(request.id, context)
         return job_pb2.GetJobResponse(job=self._message(job, payloads=request.include_payloads))
 
     async def ListJobs(self, request: job_pb2.ListJobsRequest, context: Context) -> job_pb2.ListJobsResponse:
@@ -102,9 +98,8 @@ class Jobs(JobServiceServicer):
         self, request: job_pb2.WatchJobRequest, context: Context
     ) -> AsyncIterator[job_pb2.WatchJobResponse]:
         """The job and its changes."""
+        await self._find(request.id, context)
         try:
-            if await self._store.job(request.id) is None:
-                await _no_such_job(context, request.id)
             async for job in self._store.job_changes(request.id):
                 yield job_pb2.WatchJobResponse(job=self._message(job, payloads=request.include_payloads))
         except StoreUnavailableError as error:
@@ -114,6 +109,7 @@ class Jobs(JobServiceServicer):
         self, request: job_pb2.CancelJobRequest, context: Context
     ) -> job_pb2.CancelJobResponse:
         """Cancel; a run of this relay is given up at once, another relay's at its next heartbeat."""
+        await self._find(request.id, context)
         try:
             job = await self._store.cancel(request.id)
         except StoreUnavailableError as error:
@@ -145,19 +141,37 @@ class Jobs(JobServiceServicer):
         self._office.workers.wake()
         return job_pb2.ResumeJobsResponse(resumed=resumed)
 
+    async def _find(self, job_id: str, context: Context) -> Job:
+        """The job, if it is the caller's: another tenant's is not there for it."""
+        try:
+            job = await self._store.job(job_id)
+        except StoreUnavailableError as error:
+            await refuse(context, Reason.STORE_UNAVAILABLE, str(error))
+        if job is None or job.work.tenant != tenant_of(context):
+            await _no_such_job(context, job_id)
+        return job
+
     def _message(self, job: Job, *, payloads: bool) -> job_pb2.Job:
         return job_message(job, self._facts(job.work.method) if payloads else None, payloads=payloads)
 
 
 async def _filter(message: job_pb2.JobFilter, context: Context) -> JobFilter:
     try:
-        return job_filter_of(message)
+        return job_filter_of(message, tenant_of(context))
     except UnreadableMessageError as error:
         await refuse_field(context, "filter", str(error))
 
 
 async def _no_such_job(context: Context, job_id: str) -> Never:
     await end(context, Code.NOT_FOUND, f"no job {job_id[:200]!r}; those that ended are kept for a while only")
+
+
+def tenant_of(context: Context) -> str:
+    """Who calls, as the data plane has verified it; empty for all callers without an identity."""
+    for name, value in context.invocation_metadata() or ():
+        if name == contract.IDENTITY.decode() and isinstance(value, bytes):
+            return value.decode()
+    return ""
 
 
 def _traceparent(context: Context) -> str:

@@ -11,6 +11,7 @@ from typing import Protocol
 from relay_service.core.admission import AdmissionState
 from relay_service.core.breakers import BreakerView
 from relay_service.core.budget import BudgetState
+from relay_service.jobs.office import JobsStatus
 from relay_service.telemetry.metrics import CallTotals, MethodStats
 
 
@@ -67,6 +68,8 @@ class Stats:
     queue: QueueStatus
     upstreams: Sequence[UpstreamStatus]
     telemetry: TelemetryStatus
+    jobs: JobsStatus | None = None
+    """None without a store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,8 @@ class Health:
     draining: bool
     upstreams_ready: Mapping[str, bool]
     """By the upstream's name: whether a call to it has a chance."""
+    refusing_jobs: str = ""
+    """Why no durable job is accepted; calls are, so the relay serves all the same. Empty when they are."""
 
     @property
     def serving(self) -> bool:

@@ -140,9 +140,10 @@ class Call:
     """Retries by evidence, within the budget and the deadline, and the verdict that follows.
 
     ``attempt_limit_s`` is None for calls whose attempts may last as long as the call (streams).
-    ``deadline`` is monotonic seconds or None. ``breaker`` is asked before each attempt; None lets all
-    through. State: where the call stands, the attempts made, the breaker's permit for the one under way,
-    the worst evidence so far, how the last attempt ended, and the verdict that waits for a cancelled attempt.
+    ``deadline`` is monotonic seconds or None; an attempt under way may outlive it by ``settle_s``, so that
+    its outcome becomes known. ``breaker`` is asked before each attempt; None lets all through.
+    State: where the call stands, the attempts made, the breaker's permit for the one under way, the worst
+    evidence so far, how the last attempt ended, and the verdict that waits for a cancelled attempt.
     """
 
     __slots__ = (
@@ -160,6 +161,7 @@ class Call:
         "_retry",
         "_rng",
         "_safety",
+        "_settle_s",
         "_state",
         "_streaming",
     )
@@ -176,6 +178,7 @@ class Call:
         rng: Random,
         streaming: bool = False,
         breaker: CircuitBreaker | None = None,
+        settle_s: float = 0.0,
     ) -> None:
         self._retry = retry
         self._safety = safety
@@ -186,6 +189,7 @@ class Call:
         self._gate = gate
         self._rng = rng
         self._breaker = breaker
+        self._settle_s = settle_s
         self._permit: Permit | None = None
         self._state = State.READY
         self._attempts = 0
@@ -203,6 +207,14 @@ class Call:
     def attempts(self) -> int:
         """Attempts started so far."""
         return self._attempts
+
+    def move_deadline(self, deadline: float | None) -> None:
+        """Those who wait for the call have changed, and with them how long it may go on."""
+        self._deadline = deadline
+
+    def outcome_is_open(self) -> None:
+        """An earlier call under the same key may have been executed: that is known of this one, too."""
+        self._evidence = Evidence.AMBIGUOUS
 
     def handle(self, event: Event, now: float) -> Actions:
         """Advance. Events that come after the end, or that do not fit the state, change nothing."""
@@ -246,7 +258,7 @@ class Call:
     def _attempt_timeout_s(self, now: float) -> float | None:
         if self._deadline is None:
             return self._attempt_limit_s
-        left_s = max(0.0, self._deadline - now)
+        left_s = max(0.0, self._deadline + self._settle_s - now)
         return left_s if self._attempt_limit_s is None else min(left_s, self._attempt_limit_s)
 
     def _attempt_done(self, done: AttemptDone, now: float) -> Actions:
@@ -402,7 +414,8 @@ class Call:
         pushback_s: float | None = None,
     ) -> Actions:
         self._state = State.DONE
-        evidence = self._evidence if self._attempts else None
+        known = self._attempts or self._evidence is Evidence.AMBIGUOUS
+        evidence = self._evidence if known else None
         return (Finish(Verdict(code, message, origin, fate, reason, evidence, self._attempts, pushback_s)),)
 
 

@@ -1,20 +1,16 @@
-"""What the operator decided about durable jobs, their batches and their dead letters, as frozen values."""
+"""What the operator decided about durable jobs and their batches, as frozen values."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass
 from random import Random
-from types import MappingProxyType
 
 from relay_service.core.jitter import Jitter
-from relay_service.core.job import Cause
 
 ATTEMPTS_MAX = 1_000
 
 DAY_S = 86_400.0
 
 
-def _in_range(name: str, value: float, least: float, most: float) -> None:
+def in_range(name: str, value: float, least: float, most: float) -> None:
     if not least <= value <= most:
         raise ValueError(f"{name} must be from {least:g} to {most:g}, not {value}")
 
@@ -31,10 +27,10 @@ class JobRetryPolicy:
     jitter: Jitter = Jitter.EQUAL
 
     def __post_init__(self) -> None:
-        _in_range("max_attempts", self.max_attempts, 1, ATTEMPTS_MAX)
-        _in_range("initial_backoff_s", self.initial_backoff_s, 0.001, 365 * DAY_S)
-        _in_range("max_backoff_s", self.max_backoff_s, self.initial_backoff_s, 365 * DAY_S)
-        _in_range("backoff_multiplier", self.backoff_multiplier, 1, 1000)
+        in_range("max_attempts", self.max_attempts, 1, ATTEMPTS_MAX)
+        in_range("initial_backoff_s", self.initial_backoff_s, 0.001, 365 * DAY_S)
+        in_range("max_backoff_s", self.max_backoff_s, self.initial_backoff_s, 365 * DAY_S)
+        in_range("backoff_multiplier", self.backoff_multiplier, 1, 1000)
         if self.jitter is Jitter.DECORRELATED:
             raise ValueError("jitter of jobs must be none, full or equal: a stored job keeps no last wait")
 
@@ -93,54 +89,13 @@ class BatchPolicy:
     results: BatchResults = BatchResults()
 
     def __post_init__(self) -> None:
-        _in_range("batch.max_size", self.max_size, 2, 10_000)
-        _in_range("batch.max_delay_s", self.max_delay_s, 0, 60)
+        in_range("batch.max_size", self.max_size, 2, 10_000)
+        in_range("batch.max_delay_s", self.max_delay_s, 0, 60)
 
     def share(self, failures: int) -> int:
         """How large a batch may be for a job that failed so often: each failure halves it, so that one that
         breaks its batches ends up alone and the others get through."""
         return max(1, self.max_size >> failures)
-
-
-class Recovery(Enum):
-    """What is done with a dead letter by itself."""
-
-    DISCARD = "discard"
-    RETRY = "retry"
-    """Replay it alone, whatever its method's batch policy."""
-    REQUEUE = "requeue"
-    """Replay it as it was."""
-
-
-@dataclass(frozen=True, slots=True)
-class RecoveryRule:
-    """What is done with the dead letters of one cause, when, and how often."""
-
-    action: Recovery
-    delay_s: float = 300.0
-    """Counted from its death, and from the last replay."""
-    limit: int = 1
-    """Replays of one letter, those by hand included."""
-
-    def __post_init__(self) -> None:
-        _in_range("recovery.delay_s", self.delay_s, 0, 365 * DAY_S)
-        _in_range("recovery.limit", self.limit, 1, 100)
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetterPolicy:
-    """How many dead letters are kept, how long, and which are recovered without being asked."""
-
-    max_entries: int = 100_000
-    """When so many are unsettled no job is accepted any more; those accepted before still become letters."""
-    keep_s: float = 30 * DAY_S
-    """Counted from death."""
-    recovery: Mapping[Cause, RecoveryRule] = field(default_factory=lambda: MappingProxyType({}))
-
-    def __post_init__(self) -> None:
-        _in_range("dead_letters.max_entries", self.max_entries, 1, 100_000_000)
-        _in_range("dead_letters.keep_s", self.keep_s, 1, 3650 * DAY_S)
-        object.__setattr__(self, "recovery", MappingProxyType(dict(self.recovery)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,13 +119,13 @@ class JobPolicy:
     retry: JobRetryPolicy = JobRetryPolicy()
 
     def __post_init__(self) -> None:
-        _in_range("jobs.workers", self.workers, 1, 10_000)
-        _in_range("jobs.lease_s", self.lease_s, 0.1, 3600)
-        _in_range("jobs.progress_s", self.progress_s, 0.1, DAY_S)
-        _in_range("jobs.ttl_s", self.ttl_s, 1, 3650 * DAY_S)
-        _in_range("jobs.keep_s", self.keep_s, 0, 3650 * DAY_S)
-        _in_range("jobs.max_unfinished", self.max_unfinished, 1, 1_000_000_000)
-        _in_range("jobs.poison_after", self.poison_after, 1, ATTEMPTS_MAX)
+        in_range("jobs.workers", self.workers, 1, 10_000)
+        in_range("jobs.lease_s", self.lease_s, 0.1, 3600)
+        in_range("jobs.progress_s", self.progress_s, 0.1, DAY_S)
+        in_range("jobs.ttl_s", self.ttl_s, 1, 3650 * DAY_S)
+        in_range("jobs.keep_s", self.keep_s, 0, 3650 * DAY_S)
+        in_range("jobs.max_unfinished", self.max_unfinished, 1, 1_000_000_000)
+        in_range("jobs.poison_after", self.poison_after, 1, ATTEMPTS_MAX)
 
     @property
     def heartbeat_s(self) -> float:

@@ -14,7 +14,9 @@ from types import MappingProxyType
 
 from relay_service.core.evidence import Safety
 from relay_service.core.jitter import Jitter
-from relay_service.core.job_policy import BatchPolicy, DeadLetterPolicy, JobPolicy
+from relay_service.core.job_policy import BatchPolicy, JobPolicy
+from relay_service.core.key_policy import IdempotencyPolicy, KeyLimits
+from relay_service.core.letter_policy import LetterPolicy
 from relay_service.core.status import Code
 
 
@@ -174,6 +176,8 @@ class MethodPolicy:
     """The largest single message, request or response, as it stands on the wire."""
     batch: BatchPolicy | None = None
     """How durable jobs of the method are joined; None runs each by itself."""
+    idempotency: IdempotencyPolicy | None = None
+    """How idempotency keys are kept; None only passes them on."""
 
     def __post_init__(self) -> None:
         _positive_or_off("default_timeout_s", self.default_timeout_s)
@@ -340,9 +344,10 @@ class RelayPolicy:
     throttling: RetryThrottling | None = None
     breakers: Mapping[str, BreakerPolicy] = field(default_factory=dict)
     jobs: JobPolicy = field(default_factory=JobPolicy)
-    dead_letters: DeadLetterPolicy = field(default_factory=DeadLetterPolicy)
     max_hops: int = 3
     """Relays a call may pass through, this one included, before it is taken for a loop."""
+    keys: KeyLimits = field(default_factory=KeyLimits)
+    dead_letters: LetterPolicy = field(default_factory=LetterPolicy)
     _default_method: MethodPolicy = field(init=False, repr=False, compare=False)
     _upstream_by_pattern: Mapping[str, str] = field(init=False, repr=False, compare=False)
 
@@ -365,6 +370,11 @@ class RelayPolicy:
         object.__setattr__(self, "breakers", MappingProxyType(dict(self.breakers)))
         object.__setattr__(self, "_default_method", self.methods.get("", MethodPolicy()))
         object.__setattr__(self, "_upstream_by_pattern", MappingProxyType(by_pattern))
+
+    @property
+    def keeps_keys(self) -> bool:
+        """Whether the calls of any method need a store."""
+        return any(method.idempotency is not None for method in self.methods.values())
 
     def method_policy(self, full_method: str) -> MethodPolicy:
         """The policy of ``package.Service/Method``: its own, else its service's, else the default."""

@@ -26,6 +26,24 @@ class Fate(Enum):
     """The caller went away."""
 
 
+class KeyStatus(Enum):
+    """What the caller's idempotency key came to: the ``idempotency-status`` trailer."""
+
+    EXECUTED = "executed"
+    """This call was the one that was executed; its answer is kept."""
+    REPLAYED = "replayed"
+    """The answer is that of an earlier call."""
+    COALESCED = "coalesced"
+    """The answer is that of a call that was under way."""
+    IN_PROGRESS = "in-progress"
+    """A call under this key is still under way."""
+    UNKNOWN = "unknown"
+    """What a repetition would get is not known: the outcome is open, or its answer could not be kept."""
+
+
+_SHARED = {KeyStatus.REPLAYED: "REPLAYED", KeyStatus.COALESCED: "COALESCED"}
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """The end of a call.
@@ -42,6 +60,8 @@ class Verdict:
     evidence: Evidence | None = None
     attempts: int = 0
     pushback_s: float | None = None
+    key_status: KeyStatus | None = None
+    """None without a key, and where the key is free again or somebody else's."""
 
     @property
     def outcome(self) -> str:
@@ -56,7 +76,10 @@ class Verdict:
 
     @property
     def decision(self) -> str:
-        """What the relay did: the name of its reason, else ``RETRIED`` or ``FORWARDED``."""
+        """What the relay did: the name of its reason, else ``REPLAYED``, ``COALESCED``, ``RETRIED`` or
+        ``FORWARDED``."""
         if self.reason is not None:
             return self.reason.name
+        if self.key_status in _SHARED:
+            return _SHARED[self.key_status]
         return "RETRIED" if self.attempts > 1 else "FORWARDED"

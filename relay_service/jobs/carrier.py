@@ -6,16 +6,17 @@ that hears the verdict, so that nothing has to be read back out of trailers.
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 from relay_service import contract
+from relay_service.compression import ENCODING, UnframeError, unframe
 from relay_service.core.evidence import Delivery, Evidence, Safety
 from relay_service.core.job import Job, Work
 from relay_service.core.job_step import Run
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
 from relay_service.core.verdict import Fate, Origin, Verdict
-from relay_service.envelope import ENCODING, EnvelopeError, unframe
 from relay_service.fault_points import FaultPoint
 from relay_service.message import frame
 from relay_service.ports import AttemptEnd, CallHead, CallObserver, Headers, IncomingCall, Reply
@@ -122,7 +123,7 @@ class CollectedReply:
         return 0
 
     def message(self, bytes_max: int) -> bytes:
-        """The response message. Raises `EnvelopeError` when it is not exactly one."""
+        """The response message. Raises `UnframeError` when it is not exactly one."""
         return unframe(b"".join(self._chunks), contract.header(self.headers, ENCODING), bytes_max)
 
 
@@ -141,25 +142,25 @@ class JobCarrier:
     async def carry(self, job: Job) -> Run:
         """One call for one job. Cancelling this gives the call up."""
         work = job.work
-        once = (ATTEMPTS_HINT, ONCE) in work.metadata
-        return await self._call(
-            self._head(work.method, job_metadata(job), work.traceparent, once=once), work.request
-        )
+        head = self._head(work.method, job_metadata(job), work)
+        if (ATTEMPTS_HINT, ONCE) in work.metadata:
+            head = replace(head, once=True)
+        return await self._call(head, work.request)
 
-    async def call(self, method: str, metadata: Headers, request: bytes, caused_by: str) -> Run:
-        """One unary call through the relay, whatever is in it."""
-        return await self._call(self._head(method, metadata, caused_by, once=False), request)
+    async def call(self, method: str, metadata: Headers, request: bytes, first: Work) -> Run:
+        """One unary call for several jobs, of which ``first`` is one."""
+        return await self._call(self._head(method, metadata, first), request)
 
-    def _head(self, method: str, metadata: Headers, caused_by: str, *, once: bool) -> CallHead:
+    def _head(self, method: str, metadata: Headers, work: Work) -> CallHead:
         return CallHead(
             method,
             metadata,
             self._timeout_s,
             self._relay.now(),
             PEER,
+            work.tenant,
             unary=True,
-            once=once,
-            caused_by=caused_by.encode(),
+            caused_by=work.traceparent.encode(),
         )
 
     async def _call(self, head: CallHead, request: bytes) -> Run:
@@ -215,6 +216,6 @@ def _run(verdict: Verdict, listener: Listener, reply: CollectedReply) -> Run:
         return Run(verdict, listener.delivery)
     try:
         answer = reply.message(ANSWER_BYTES_MAX)
-    except EnvelopeError as error:
+    except UnframeError as error:
         return Run(unreadable(f"the upstream's answer: {error}"), listener.delivery)
     return Run(verdict, listener.delivery, answer, listener.key_status)

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 
 from relay_service.core.job import JobState, LetterState
-from relay_service.core.job_policy import DeadLetterPolicy, JobPolicy
+from relay_service.core.job_policy import JobPolicy
+from relay_service.core.letter_policy import LetterPolicy
 from relay_service.core.reason import Reason
 from relay_service.stores.interface import Counts
 
@@ -20,7 +21,7 @@ class Fullness:
     """
 
     jobs: JobPolicy
-    letters: DeadLetterPolicy
+    letters: LetterPolicy
     counts: Counts = field(default_factory=lambda: Counts({}, {}))
     accepted_since: int = 0
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 from relay_service.core.evidence import Safety
 from relay_service.core.idempotency import Scope
 from relay_service.core.job import DeadLetter, JobState, LetterState, Replay, Work
-from relay_service.core.job_policy import DeadLetterPolicy, JobPolicy
+from relay_service.core.job_policy import JobPolicy
+from relay_service.core.letter_policy import LetterPolicy
 from relay_service.fault_points import FaultPoint
 from relay_service.jobs.carrier import ALONE, ATTEMPTS_HINT, BATCH_HINT, HINTS, ONCE
 from relay_service.jobs.forecast import Forecast, is_replayable, protection_of
@@ -35,7 +36,7 @@ class Letters:
         safety: Callable[[str], Safety],
         *,
         jobs: JobPolicy,
-        letters: DeadLetterPolicy,
+        letters: LetterPolicy,
         new_id: Callable[[], str],
         fault_point: FaultPoint,
     ) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
@@ -59,7 +60,7 @@ class JobsOffice:
         self.store = store
         self.counters = JobCounters()
         self.fullness = Fullness(policy.jobs, policy.dead_letters)
-        new_id = _ids(store.now, rng)
+        new_id = _ids(store.now)
         self.submitter = Submitter(
             store,
             policy,
@@ -158,6 +159,7 @@ def _policy_text(policy: RelayPolicy, method: str) -> str:
     )
 
 
-def _ids(clock: Callable[[], float], rng: Random) -> Callable[[], str]:
-    """Ids that sort by their time, to the millisecond, and that nobody guesses or draws twice."""
-    return lambda: f"{int(clock() * 1000):012x}{rng.getrandbits(80):020x}"
+def _ids(clock: Callable[[], float]) -> Callable[[], str]:
+    """Ids that sort by their time, to the millisecond. Relays that share a store may be given one seed, so
+    these are not drawn from it."""
+    return lambda: f"{int(clock() * 1000):012x}{secrets.randbits(80):020x}"

@@ -3,7 +3,7 @@
 import logging
 
 from relay_service.core.job import Cause, DeadLetter, LetterState
-from relay_service.core.job_policy import DeadLetterPolicy, Recovery, RecoveryRule
+from relay_service.core.letter_policy import LetterPolicy, Recovery, RecoveryRule
 from relay_service.jobs.letters import REPLAY_ALONE, REPLAY_AS_IT_WAS, LetterNotOpenError, Letters
 from relay_service.stores.interface import DeadLetterStore, LetterFilter, Store
 
@@ -20,7 +20,7 @@ class AutomaticRecovery:
     State: how far it has got with each cause, so that letters beyond help are not looked at every time.
     """
 
-    def __init__(self, store: Store, letters: Letters, policy: DeadLetterPolicy) -> None:
+    def __init__(self, store: Store, letters: Letters, policy: LetterPolicy) -> None:
         self._store: DeadLetterStore = store
         self._now = store.now
         self._letters = letters

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from random import Random
 
 from relay_service.core.job import Job, Try
-from relay_service.core.job_policy import DeadLetterPolicy, JobPolicy
+from relay_service.core.job_policy import JobPolicy
 from relay_service.core.job_step import Bury, Complete, HandBack, RetryLater, Run, Step, after_run
+from relay_service.core.letter_policy import LetterPolicy
 from relay_service.core.status import Code
 from relay_service.fault_points import FaultPoint
 from relay_service.jobs.counters import JobCounters
@@ -35,7 +36,7 @@ class Settler:
         *,
         worker: str,
         jobs: JobPolicy,
-        letters: DeadLetterPolicy,
+        letters: LetterPolicy,
         policy_text: PolicyText,
         new_id: Callable[[], str],
         clock: Callable[[], float],

@@ -16,8 +16,9 @@ from typing import Any, Protocol
 from relay_service import contract
 from relay_service.core.evidence import Delivery, Evidence
 from relay_service.core.job import Job, Work
-from relay_service.core.job_policy import BatchPolicy, DeadLetterPolicy, JobPolicy
+from relay_service.core.job_policy import BatchPolicy, JobPolicy
 from relay_service.core.job_step import HandBack, Run, before_run
+from relay_service.core.letter_policy import LetterPolicy
 from relay_service.core.status import Code
 from relay_service.core.verdict import Fate, Origin, Verdict
 from relay_service.fault_points import FaultPoint
@@ -49,8 +50,8 @@ class Carrier(Protocol):
     def carry(self, job: Job) -> Awaitable[Run]:
         """One call for one job."""
 
-    def call(self, method: str, metadata: Headers, request: bytes, caused_by: str) -> Awaitable[Run]:
-        """One call for several."""
+    def call(self, method: str, metadata: Headers, request: bytes, first: Work) -> Awaitable[Run]:
+        """One call for several, of which ``first`` is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ class Workers:
         rules: MethodRules,
         *,
         jobs: JobPolicy,
-        letters: DeadLetterPolicy,
+        letters: LetterPolicy,
         worker: str,
         clock: Callable[[], float],
         now: Callable[[], float],
@@ -98,7 +99,7 @@ class Workers:
         self.counters = counters
         self._runs: dict[asyncio.Task[None], RunUnderWay] = {}
         self._by_job: dict[str, RunUnderWay] = {}
-        self._gatherings: dict[tuple[str, int], Gathering] = {}
+        self._gatherings: dict[tuple[str, str, int], Gathering] = {}
         self._wake = asyncio.Event()
         self._wait_s = WAIT_MIN_S
         self._draining = False
@@ -230,8 +231,8 @@ class Workers:
             self._gather(job, batch, size_max)
 
     def _gather(self, job: Job, batch: BatchPolicy, size_max: int) -> None:
-        """Jobs that failed equally often go together."""
-        which = (job.work.method, size_max)
+        """Jobs of one tenant that failed equally often go together."""
+        which = (job.work.tenant, job.work.method, size_max)
         gathering = self._gatherings.get(which)
         if gathering is None:
             gathering = self._gatherings[which] = Gathering(batch, size_max)
@@ -272,7 +273,7 @@ class Workers:
         run = await self._carrier.carry(job)
         await self.settler.after(job, run, repeatable=self._carrier.is_repeatable(job.work))
 
-    async def _run_gathering(self, which: tuple[str, int], gathering: Gathering) -> None:
+    async def _run_gathering(self, which: tuple[str, str, int], gathering: Gathering) -> None:
         await gathering.closed()
         if self._gatherings.get(which) is gathering:
             del self._gatherings[which]
@@ -290,7 +291,7 @@ class Workers:
         self.counters.batches += 1
         self.counters.batched += len(jobs)
         request = join([_item(job) for job in jobs], batch.items)
-        run = await self._carrier.call(batch.method, BATCH_METADATA, request, jobs[0].work.traceparent)
+        run = await self._carrier.call(batch.method, BATCH_METADATA, request, jobs[0].work)
         if run.verdict.evidence is Evidence.DEFINITE and run.verdict.code is not Code.OK:
             self.counters.batches_split += 1
             middle = len(jobs) // 2

@@ -99,7 +99,7 @@ def _totals(snapshot: Snapshot) -> Iterator[Metric]:
         reasons.add_metric([reason], count)
     yield reasons
     waits = HistogramMetricFamily("relay_queue_wait_seconds", "How long calls waited for a worker.")
-    waits.add_metric([], *_buckets(snapshot.queue_wait))
+    waits.add_metric([], *buckets(snapshot.queue_wait))
     yield waits
 
 
@@ -122,7 +122,7 @@ def _methods(snapshot: Snapshot) -> Iterator[Metric]:
             by_code.add_metric([*label, code], count)
         attempts.add_metric(label, stats.attempts)
         retries.add_metric(label, stats.retries)
-        durations.add_metric(label, *_buckets(stats.latency))
+        durations.add_metric(label, *buckets(stats.latency))
     yield from (received, by_code, attempts, retries, durations)
 
 
@@ -144,9 +144,10 @@ def _telemetry(stats: TelemetryStats) -> Iterator[Metric]:
     )
 
 
-def _buckets(histogram: LogHistogram) -> tuple[list[tuple[str, float]], float]:
+def buckets(histogram: LogHistogram) -> tuple[list[tuple[str, float]], float]:
+    """A histogram as Prometheus wants it: (upper bound in seconds, count up to there), and the sum."""
     counts = histogram.cumulative(UPPER_BOUNDS_MS)
-    buckets = [
+    shown = [
         (repr(bound_ms / 1000), float(count)) for bound_ms, count in zip(UPPER_BOUNDS_MS, counts, strict=True)
     ]
-    return [*buckets, ("+Inf", float(histogram.count))], histogram.sum_s
+    return [*shown, ("+Inf", float(histogram.count))], histogram.sum_s

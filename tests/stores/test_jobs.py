@@ -250,7 +250,7 @@ async def test_a_job_handed_back_for_a_while_waits_as_long(store: Store, make: A
     job = await take(store)
     assert await store.hand_back(job.id, job.fence, LONG_S)
     assert (await store.job(job.id)).ready_at == pytest.approx(store.now() + LONG_S, abs=LONG_S / 2)
-    assert await store.lease("worker-1", methods=None, limit=1, lease_s=LONG_S) == []
+    assert await store.lease("worker-1", methods=None, limit=1, lease_s=LONG_S) == ()
 
 
 async def test_heartbeats_extend_a_lease_but_not_beyond_its_progress_limit(
