@@ -35,6 +35,7 @@ from relay_service.relay import Relay
 from relay_service.stores.interface import Store
 from relay_service.stores.opening import engine_from
 from relay_service.telemetry.breakers import BreakerCollector
+from relay_service.telemetry.callers import CallersCollector
 from relay_service.telemetry.exposition import AdmissionCollector
 from relay_service.telemetry.jobs import JobsCollector
 from relay_service.telemetry.keys import KeysCollector, StoreTimes
@@ -141,15 +142,17 @@ class App:
             self.telemetry.registry.register(JobsCollector(self.jobs.status))
         self.telemetry.registry.register(AdmissionCollector(self.relay.admission.state))
         self.telemetry.registry.register(BreakerCollector(self._breakers))
+        opener = EnvelopeOpener(self.relay, policy, catalog)
+        self.listener = Listener(opener.on_call, self.timers, _listener_settings(policy))
+        self.telemetry.registry.register(CallersCollector(self.listener.status))
         self.overview = Overview(
             self.relay,
             self.upstreams,
             self.telemetry,
             time.monotonic,
+            callers=self.listener.status,
             jobs=self.jobs.status if self.jobs is not None else None,
         )
-        opener = EnvelopeOpener(self.relay, policy, catalog)
-        self.listener = Listener(opener.on_call, self.timers, _listener_settings(policy))
         self.control = ControlPlane(
             ControlSettings(admin_address=settings.admin_listen),
             health=self.overview,
@@ -389,4 +392,8 @@ def _listener_settings(policy: RelayPolicy) -> ListenerSettings:
     admission = policy.admission
     streams_max = 2 * (admission.queue_capacity + admission.workers_max) + admission.max_streams + 1
     limits = Limits(streams_max=max(Limits().streams_max, streams_max))
-    return ListenerSettings(connection=ConnectionSettings(limits=limits, handshake_timeout_s=5.0))
+    return ListenerSettings(
+        connection=ConnectionSettings(limits=limits, handshake_timeout_s=5.0),
+        connections_max=policy.callers.connections,
+        connections_per_peer_max=policy.callers.connections_per_peer,
+    )

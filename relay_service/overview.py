@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 
 from relay_service.control.sources import Health, QueueStatus, Stats, TelemetryStatus, UpstreamStatus
 from relay_service.jobs.office import JobsStatus
+from relay_service.ports import CallersStatus
 from relay_service.relay import Relay
 from relay_service.telemetry.observer import Telemetry
 from relay_service.upstream import Upstream, UpstreamState
@@ -23,6 +24,7 @@ class Overview:
         telemetry: Telemetry,
         now: Callable[[], float],
         *,
+        callers: Callable[[], CallersStatus],
         jobs: Callable[[], JobsStatus] | None = None,
     ) -> None:
         """``jobs`` tells of durable jobs where there is a store for them."""
@@ -32,6 +34,7 @@ class Overview:
         self._telemetry = telemetry
         self._now = now
         self._jobs = jobs
+        self._callers = callers
         self._started_at = now()
 
     def health(self) -> Health:
@@ -58,6 +61,7 @@ class Overview:
             upstreams=[self._upstream(name, upstream, now) for name, upstream in self._upstreams.items()],
             telemetry=TelemetryStatus(spans.exported, spans.dropped),
             jobs=self._jobs() if self._jobs is not None else None,
+            callers=self._callers(),
         )
 
     def _queue(self, now: float) -> QueueStatus:

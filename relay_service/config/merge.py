@@ -24,6 +24,7 @@ class Merged:
     upstreams: dict[str, UpstreamBlock] = field(default_factory=dict)
     routes: list[RouteBlock] = field(default_factory=list)
     admission_fields: dict[str, Any] = field(default_factory=dict)
+    callers_fields: dict[str, Any] = field(default_factory=dict)
     budget_fields: dict[str, Any] = field(default_factory=dict)
     breaker_fields: dict[str, dict[str, Any]] = field(default_factory=lambda: {"": {}})
     """What is said of the breakers; the empty pattern is the one each upstream has."""
@@ -86,6 +87,7 @@ def _lay_over(merged: Merged, document: Document) -> None:
     merged.upstreams |= relay.upstreams
     merged.routes = relay.routes or merged.routes
     merged.admission_fields |= relay.admission.fields_given()
+    merged.callers_fields |= relay.callers.fields_given()
     merged.budget_fields |= relay.retry_budget.fields_given()
     merged.breaker_fields[""] |= relay.breaker.fields_given()
     merged.job_fields |= relay.jobs.fields_given()

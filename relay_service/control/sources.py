@@ -12,6 +12,7 @@ from relay_service.core.admission import AdmissionState
 from relay_service.core.breakers import BreakerView
 from relay_service.core.budget import BudgetState
 from relay_service.jobs.office import JobsStatus
+from relay_service.ports import CallersStatus
 from relay_service.telemetry.metrics import CallTotals, MethodStats
 
 
@@ -70,6 +71,7 @@ class Stats:
     telemetry: TelemetryStatus
     jobs: JobsStatus | None = None
     """None without a store."""
+    callers: CallersStatus = field(default_factory=CallersStatus)
 
 
 @dataclass(frozen=True, slots=True)

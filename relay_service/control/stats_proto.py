@@ -11,6 +11,7 @@ from relay_service.control.sources import Health, QueueStatus, Stats, TelemetryS
 from relay_service.core.breakers import BreakerView
 from relay_service.core.budget import BudgetState
 from relay_service.jobs.office import JobsStatus
+from relay_service.ports import CallersStatus
 from relay_service.telemetry.metrics import CallTotals, MethodStats
 
 Descriptors = Mapping[str, UpstreamDescriptors]
@@ -28,6 +29,7 @@ def stats_message(stats: Stats, descriptors: Descriptors, method_prefix: str) ->
         upstreams=_upstreams(stats.upstreams, descriptors),
         telemetry=_telemetry(stats.telemetry),
         jobs=_jobs(stats.jobs) if stats.jobs is not None else None,
+        callers=_callers(stats.callers),
     )
 
 
@@ -70,6 +72,21 @@ def _calls(calls: CallTotals) -> admin_pb2.Calls:
         cancelled=calls.cancelled,
         in_flight=calls.in_flight,
         by_reason=calls.by_reason,
+    )
+
+
+def _callers(callers: CallersStatus) -> admin_pb2.Callers:
+    return admin_pb2.Callers(
+        connections=callers.connections,
+        streams=callers.streams,
+        accepted=callers.accepted,
+        refused=callers.refused,
+        refused_of_peer=callers.refused_of_peer,
+        failed=callers.failed,
+        last_failure=callers.last_failure,
+        not_grpc=callers.not_grpc,
+        malformed=callers.malformed,
+        replies_given_up=callers.replies_given_up,
     )
 
 

@@ -20,6 +20,10 @@ def engine_from(url: str) -> Store:
             return SqliteStore(SqliteSettings(path=_path_of(rest)))
         case "sqlite":
             raise StoreError(f"sqlite: names no file; {_HOW}")
+        case "postgres" | "postgresql":
+            from relay_service.stores.postgres import PostgresSettings, PostgresStore
+
+            return PostgresStore(PostgresSettings(url=url))
         case _ if not colon:
             raise StoreError(f"{url!r} names no kind of store; {_HOW}")
         case _:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
 T = TypeVar("T")
-Row: TypeAlias = Sequence[Any]
+Row: TypeAlias = Any
+"""A driver's own row: unpacked and indexed like a tuple."""
 Rows: TypeAlias = Sequence[Row]
 
 FOR_UPDATE = "/* for update */"

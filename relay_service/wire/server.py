@@ -32,6 +32,8 @@ class ServerCounters:
     connections_accepted: int = 0
     connections_refused: int = 0
     """Closed at once, because as many as allowed were open."""
+    connections_refused_of_peer: int = 0
+    """Closed at once, because their peer had as many as one peer may have."""
     connections_failed: int = 0
     """Ended by us: protocol errors, floods, stalls, no handshake."""
     streams: int = 0
@@ -73,6 +75,7 @@ class ServerConnection(Connection):
         "counters",
         "departures",
         "streams",
+        "whose",
     )
 
     def __init__(
@@ -99,6 +102,8 @@ class ServerConnection(Connection):
         self._departures_look_s = departures.linger_s / DEPARTURE_LOOKS_PER_LINGER
         self._last_stream_id = 0
         self._identity = ""
+        self.whose = ""
+        """Who is counted for this connection: the verified identity, else the address without its port."""
         self._draining = False
         self._drain_timer: TimerHandle | None = None
 
@@ -106,6 +111,7 @@ class ServerConnection(Connection):
         """Join the owner's connections, if there is room."""
         self.peer = address_text(transport.get_extra_info("peername"))
         self._identity = identity_of(transport)
+        self.whose = self._identity or self.peer.rpartition(":")[0]
         if self._owner.on_connection_made(self):
             super().connection_made(transport)
         else:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import asyncpg
 import pytest
 
 from relay_service.core.evidence import Delivery
@@ -15,7 +16,9 @@ from relay_service.core.idempotency import Scope
 from relay_service.core.job import Cause, DeadLetter, Job, JobState, LetterState, Try, Work
 from relay_service.core.status import Code
 from relay_service.stores.interface import Burial, Claim, Store, Submission
+from relay_service.stores.postgres import PostgresSettings, PostgresStore
 from relay_service.stores.sqlite import SqliteSettings, SqliteStore
+from tests.stores.postgres_server import PostgresServer
 
 BOUND_S = 20.0
 """For waits that end at once when all is well; generous, for the machine may be busy."""
@@ -66,13 +69,81 @@ class SqliteRig:
             await self.store.close()
 
 
-@pytest.fixture(params=["sqlite"])
-async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Rig]:
+@dataclass
+class PostgresRig:
+    """A schema of its own; every engine is another relay."""
+
+    url: str
+    schema: str
+    name: str = "postgres"
+    stores: list[PostgresStore] = field(default_factory=list)
+
+    @property
+    def settings(self) -> PostgresSettings:
+        return PostgresSettings(url=f"{self.url}&search_path={self.schema}", health_check_s=0.5)
+
+    async def engine(self) -> Store:
+        if not self.stores:
+            await self.run(f"CREATE SCHEMA {self.schema}")
+        store = PostgresStore(self.settings)
+        self.stores.append(store)
+        await store.open()
+        return store
+
+    async def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        return [tuple(row) for row in await self.run(sql)]
+
+    async def run(self, sql: str) -> list[Any]:
+        connection = await asyncpg.connect(self.settings.url)
+        try:
+            return await connection.fetch(sql)
+        finally:
+            await connection.close()
+
+    async def close(self) -> None:
+        for store in self.stores:
+            await store.close()
+        await self.run(f"DROP SCHEMA {self.schema} CASCADE")
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """One server for all; each test has a schema of its own."""
+    try:
+        server = PostgresServer(tmp_path_factory.mktemp("postgres"))
+    except Exception as error:  # noqa: BLE001 - whatever keeps it from starting is what the report should say
+        pytest.skip(f"PostgreSQL cannot be started here: {error!r}")
+    try:
+        yield server
+    finally:
+        server.remove()
+
+
+_schemas = itertools.count(1)
+
+
+@pytest.fixture
+async def postgres_rig(postgres_server: PostgresServer) -> AsyncIterator[PostgresRig]:
+    made = PostgresRig(postgres_server.url, f"test_{next(_schemas)}")
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+@pytest.fixture
+async def sqlite_rig(tmp_path: Path) -> AsyncIterator[SqliteRig]:
     made = SqliteRig(tmp_path / "relay.db")
     try:
         yield made
     finally:
         await made.close()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def rig(request: pytest.FixtureRequest) -> Rig:
+    """Every engine in turn."""
+    return request.getfixturevalue(f"{request.param}_rig")
 
 
 @pytest.fixture

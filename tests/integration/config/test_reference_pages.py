@@ -28,6 +28,7 @@ CONTAINERS = {
     "relay.upstreams",
     "relay.routes",
     "relay.admission",
+    "relay.callers",
     "relay.admission.limit",
     "relay.retryBudget",
     "relay.breaker",
