@@ -175,14 +175,14 @@ class JobCarrier:
         incoming = self._relay.carry(head, reply, listen)
         if incoming is not None:
             incoming.on_request_data(frame(request), end=True)
-            self._fault_point("dispatched")
+            self._fault_point("job-dispatched")
         try:
             verdict = await over
         except asyncio.CancelledError:
             if incoming is not None:
                 incoming.on_cancelled()
             raise
-        self._fault_point("answered")
+        self._fault_point("job-answered")
         return _run(verdict, listeners[0], reply)
 
 

@@ -104,7 +104,7 @@ class Letters:
             raise LetterNotOpenError(f"dead letter {letter.id}: {error}") from error
         if not began:
             raise LetterNotOpenError(f"dead letter {letter.id} is not open")
-        self._fault_point("replayed")
+        self._fault_point("letter-replayed")
         return job_id
 
     async def set_state(self, letter_id: str, state: LetterState, note: str) -> None:

@@ -70,7 +70,7 @@ class Settler:
     async def write(self, job: Job, step: Step, tried: Try | None) -> None:
         """Write ``step``. While the store is away it is tried again, until the lease runs out: then the
         job is run again under the same key, by whoever gets it."""
-        self._fault_point("settling")
+        self._fault_point("job-settling")
         while True:
             try:
                 written = await self._write_once(job, step, tried)
@@ -83,7 +83,7 @@ class Settler:
                 await asyncio.sleep(WRITE_AGAIN_S)
         self._leases.let_go(job)
         self._count(step if written else None)
-        self._fault_point("settled")
+        self._fault_point("job-settled")
         if written and isinstance(step, Bury):
             log.warning("job %s is a dead letter: %s", job.id, step.cause.name)
 

@@ -101,9 +101,9 @@ class Submitter:
         if (full := self._fullness.refusal()) is not None:
             raise SubmissionRefusedError(full, full.meaning)
         submission = self._submission(order)
-        self._fault_point("submitting")
+        self._fault_point("job-submitting")
         accepted = await self._commit(submission)
-        self._fault_point("submitted")
+        self._fault_point("job-submitted")
         if accepted.is_new:
             self._counters.submitted += 1
             self._fullness.accepted_since += 1

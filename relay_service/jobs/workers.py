@@ -201,7 +201,7 @@ class Workers:
             self._leases.took(job, asked_at)
             self.counters.leased += 1
         if jobs:
-            self._fault_point("leased")
+            self._fault_point("job-leased")
         for job in jobs:
             self._dispatch(job)
         return len(jobs)
