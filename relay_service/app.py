@@ -161,6 +161,7 @@ class App:
             drain=self.stop,
             version=version("resilient-relay"),
             work=self._work_services(catalog),
+            store=self.store,
         )
         self.http = HttpServer(
             settings.http_listen,
@@ -258,6 +259,8 @@ class App:
         self.telemetry.start()
         undo.push_async_callback(asyncio.to_thread, self.telemetry.shutdown)
         if self.store is not None:
+            if self._settings.store is None:
+                self._settings.state_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             await self.store.open()
             undo.push_async_callback(self.store.close)
             log.info("keys are kept in %s: %s", self.store.durability.name, self.store.durability.meaning)

@@ -62,6 +62,7 @@ class Overview:
             telemetry=TelemetryStatus(spans.exported, spans.dropped),
             jobs=self._jobs() if self._jobs is not None else None,
             callers=self._callers(),
+            keys=self._relay.keys.state() if self._relay.keys is not None else None,
         )
 
     def _queue(self, now: float) -> QueueStatus:

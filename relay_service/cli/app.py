@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from relay_service.cli import call, explain, lint, serve, stats
+from relay_service.cli import call, explain, idem, lint, serve, stats
 
 app = typer.Typer(
     name="relay",
@@ -41,6 +41,7 @@ app.command("call")(call.call)
 app.command("stats")(stats.stats)
 app.command("lint")(lint.lint)
 app.command("explain")(explain.explain)
+app.add_typer(idem.app, name="idem")
 
 
 def main() -> None:

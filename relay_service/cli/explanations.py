@@ -107,6 +107,39 @@ REASONS: Mapping[Reason, Explanation] = MappingProxyType(
             "streaming method. Nothing was executed.",
             "Send, for instance, one UUID as text, on a unary method.",
         ),
+        Reason.IDEMPOTENCY_IN_PROGRESS: Explanation(
+            Reason.IDEMPOTENCY_IN_PROGRESS.meaning,
+            "The key belongs to a call that has not ended, and the policy lets duplicates not wait "
+            "(inFlight: abort), or the waiting list is full (relay.keys.waiters, waitersPerKey), or the key "
+            "belongs to an unfinished job. This call executed nothing; the other one may.",
+            "Repeat it later with the same key: it gets the first call's answer.",
+        ),
+        Reason.IDEMPOTENCY_KEY_REUSED: Explanation(
+            Reason.IDEMPOTENCY_KEY_REUSED.meaning,
+            "The same key came with a request whose SHA-256 is another. Nothing was executed.",
+            "One key belongs to one intended effect: make a new key for a new request. `relay idem show` "
+            "tells when the first one came.",
+        ),
+        Reason.IDEMPOTENCY_KEY_EXPIRED: Explanation(
+            Reason.IDEMPOTENCY_KEY_EXPIRED.meaning,
+            "The call under this key succeeded longer ago than its answer is kept (idempotency.keep), or its "
+            "dead letter was discarded; that it existed is remembered for relay.keys.tombstone. Nothing was "
+            "executed now.",
+            "Ask the service for the effect. Use a new key only for an effect that is wanted once more.",
+        ),
+        Reason.IDEMPOTENCY_KEY_DEAD_LETTERED: Explanation(
+            Reason.IDEMPOTENCY_KEY_DEAD_LETTERED.meaning,
+            "A call under this key came to no definite end and became a dead letter, whose id is in "
+            "relay-dead-letter-id. Nothing was executed now.",
+            "Have the dead letter replayed or discarded; its replay keeps the key.",
+        ),
+        Reason.STORE_UNAVAILABLE: Explanation(
+            Reason.STORE_UNAVAILABLE.meaning,
+            "The call has a key that the policy keeps, and the store did not answer or could not write. "
+            "Nothing was executed. Calls without a key, and replies to calls under way, go on.",
+            "Callers: repeat with the same key. Operators: GetHealth on the admin address says what is wrong "
+            "with the store.",
+        ),
         Reason.MESSAGE_TOO_LARGE: Explanation(
             Reason.MESSAGE_TOO_LARGE.meaning,
             "One message, request or response, exceeds maxMessageBytes of the method's policy.",

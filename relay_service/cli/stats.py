@@ -27,7 +27,7 @@ def stats(
     """Show the counters and the state of every policy of a running relay."""
     from relay_service.cli import stats_view
 
-    target = _target(address)
+    target = admin_target(address)
     if watch:
         looks = stats_view.watch(target, method, interval)
         show = stats_view.lines() if as_json else stats_view.live_tables()
@@ -42,7 +42,8 @@ def stats(
         raise typer.Exit from None
 
 
-def _target(address: str | None) -> str:
+def admin_target(address: str | None) -> str:
+    """The admin address that was given or is set; ends the command when it is none."""
     try:
         return str(parse_target(address if address is not None else read_settings({}).admin_listen))
     except ValueError as error:

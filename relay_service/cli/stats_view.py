@@ -80,6 +80,8 @@ def report(stats: Stats) -> RenderableType:
     parts = [_calls(stats), _queue(stats), _upstreams(stats)]
     if any(upstream.breakers for upstream in stats.upstreams):
         parts.append(_breakers(stats))
+    if stats.HasField("keys"):
+        parts.append(_keys(stats))
     if stats.methods:
         parts.append(_methods(stats))
     if stats.calls.by_reason:
@@ -162,6 +164,33 @@ def _breakers(stats: Stats) -> Table:
                 str(breaker.refused),
                 breaker.cause,
             )
+    return table
+
+
+def _keys(stats: Stats) -> Table:
+    keys = stats.keys
+    table = _table(
+        "Idempotency keys",
+        "under way",
+        "waiting",
+        "executed",
+        "replayed",
+        "coalesced",
+        "ambiguous",
+        "stale",
+        "errors",
+    )
+    numbers = (
+        keys.flights,
+        keys.waiting,
+        keys.decisions["execute"],
+        keys.decisions["replay"],
+        keys.coalesced,
+        keys.settled["ambiguous"],
+        keys.stale_writes,
+        keys.store_errors,
+    )
+    table.add_row(*(str(number) for number in numbers))
     return table
 
 

@@ -121,12 +121,13 @@ def _method_policy(merged: Merged, pattern: str) -> MethodPolicy:
     jitter = Jitter(given.pop("jitter", Jitter.FULL.value))
     safety = given.pop("safety", None)
     batch = batch_policy(given.pop("batch", None))
+    idempotency = _idempotency(given.pop("idempotency", None))
     policy = MethodPolicy(
         **given,
         safety=Safety(safety) if safety else None,
         retry=_retry(config, jitter, merged.off),
         batch=batch,
-        idempotency=_idempotency(given.pop("idempotency", None)),
+        idempotency=idempotency,
     )
     if config is not None and config.timeout_s is not None:
         policy = _with_grpc_timeout(policy, config.timeout_s)

@@ -9,9 +9,11 @@ from google.protobuf.duration_pb2 import Duration
 from protos.relay.v1 import admin_pb2
 from protos.relay.v1.admin_pb2_grpc import AdminServiceServicer
 from relay_service.control.descriptors import UpstreamDescriptors
+from relay_service.control.keys import KeyViewer
 from relay_service.control.refusals import Context, refuse_field
 from relay_service.control.sources import HealthSource, StatsSource
 from relay_service.control.stats_proto import health_message, stats_message
+from relay_service.stores.interface import Store
 
 WATCH_INTERVAL_S = 1.0
 WATCH_INTERVAL_MIN_S = 0.1
@@ -34,7 +36,9 @@ class Admin(AdminServiceServicer):
         upstreams: Sequence[UpstreamDescriptors],
         drain: Callable[[float], None],
         version: str,
+        store: Store | None = None,
     ) -> None:
+        self._keys = KeyViewer(store)
         self._health = health
         self._stats = stats
         self._descriptors = {upstream.name: upstream for upstream in upstreams}
@@ -71,7 +75,23 @@ class Admin(AdminServiceServicer):
         self, _request: admin_pb2.GetHealthRequest, _context: Context
     ) -> admin_pb2.GetHealthResponse:
         """Health in detail."""
-        return health_message(self._health.health(), self._stats.stats(), self._descriptors, self._version)
+        stats = self._stats.stats()
+        message = health_message(self._health.health(), stats, self._descriptors, self._version)
+        if (store := await self._keys.health()) is not None:
+            message.store.CopyFrom(store)
+        return message
+
+    async def ListAmbiguous(
+        self, request: admin_pb2.ListAmbiguousRequest, context: Context
+    ) -> admin_pb2.ListAmbiguousResponse:
+        """See `relay_service.control.keys`."""
+        return await self._keys.ambiguous(request, context)
+
+    async def GetIdempotencyRecord(
+        self, request: admin_pb2.GetIdempotencyRecordRequest, context: Context
+    ) -> admin_pb2.GetIdempotencyRecordResponse:
+        """See `relay_service.control.keys`."""
+        return await self._keys.record(request, context)
 
     async def Drain(self, request: admin_pb2.DrainRequest, context: Context) -> admin_pb2.DrainResponse:
         """Begin to drain and say how much there is left to finish. Asking twice changes nothing."""

@@ -20,6 +20,7 @@ from relay_service.control.names import ADMIN, DEAD_LETTERS, FORWARDED_SERVICES,
 from relay_service.control.reflection import Reflection, own_descriptors
 from relay_service.control.sources import HealthSource, StatsSource
 from relay_service.jobs.office import JobsOffice
+from relay_service.stores.interface import Store
 
 _ADMIN_SERVICES = (FORWARDED_SERVICES - {JOBS}) | {ADMIN}
 """What is at the admin address: AdminService, with health and reflection of its own."""
@@ -68,6 +69,7 @@ class ControlPlane:
         drain: Callable[[float], None],
         version: str,
         work: WorkServices | None = None,
+        store: Store | None = None,
     ) -> None:
         """``drain(grace_s)`` begins the relay's drain and returns at once; it is what ``Drain`` calls.
 
@@ -81,7 +83,9 @@ class ControlPlane:
         self._board = HealthBoard()
         self._admin_board = HealthBoard()
         self._follower = HealthFollower(self._board, health, upstreams)
-        self._admin = Admin(health=health, stats=stats, upstreams=upstreams, drain=drain, version=version)
+        self._admin = Admin(
+            health=health, stats=stats, upstreams=upstreams, drain=drain, version=version, store=store
+        )
         self._own = own_descriptors(sorted(public))
         self._private: GrpcServer | None = None
         self._admin_server: GrpcServer | None = None

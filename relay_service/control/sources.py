@@ -11,6 +11,7 @@ from typing import Protocol
 from relay_service.core.admission import AdmissionState
 from relay_service.core.breakers import BreakerView
 from relay_service.core.budget import BudgetState
+from relay_service.idempotency.counters import KeysState
 from relay_service.jobs.office import JobsStatus
 from relay_service.ports import CallersStatus
 from relay_service.telemetry.metrics import CallTotals, MethodStats
@@ -72,6 +73,8 @@ class Stats:
     jobs: JobsStatus | None = None
     """None without a store."""
     callers: CallersStatus = field(default_factory=CallersStatus)
+    keys: KeysState | None = None
+    """None without a store."""
 
 
 @dataclass(frozen=True, slots=True)

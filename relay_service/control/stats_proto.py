@@ -10,6 +10,7 @@ from relay_service.control.descriptors import UpstreamDescriptors
 from relay_service.control.sources import Health, QueueStatus, Stats, TelemetryStatus, UpstreamStatus
 from relay_service.core.breakers import BreakerView
 from relay_service.core.budget import BudgetState
+from relay_service.idempotency.counters import KeysState
 from relay_service.jobs.office import JobsStatus
 from relay_service.ports import CallersStatus
 from relay_service.telemetry.metrics import CallTotals, MethodStats
@@ -30,6 +31,7 @@ def stats_message(stats: Stats, descriptors: Descriptors, method_prefix: str) ->
         telemetry=_telemetry(stats.telemetry),
         jobs=_jobs(stats.jobs) if stats.jobs is not None else None,
         callers=_callers(stats.callers),
+        keys=_keys(stats.keys) if stats.keys is not None else None,
     )
 
 
@@ -145,6 +147,20 @@ def _upstream(upstream: UpstreamStatus, descriptors: UpstreamDescriptors | None)
         message.services.extend(descriptors.services())
         message.descriptor_faults.extend(descriptors.faults())
     return message
+
+
+def _keys(keys: KeysState) -> admin_pb2.Keys:
+    counters = keys.counters
+    return admin_pb2.Keys(
+        flights=keys.flights,
+        waiting=keys.waiting,
+        leases=keys.leases,
+        decisions={decision.value: count for decision, count in counters.decisions.items()},
+        settled=counters.settled,
+        coalesced=counters.coalesced,
+        stale_writes=counters.stale,
+        store_errors=counters.store_errors,
+    )
 
 
 def _retry_budget(budget: BudgetState) -> admin_pb2.RetryBudget:

@@ -29,7 +29,11 @@ ORDER_KEY_CHARS_MAX = 255
 METADATA_BYTES_MAX = 8 * 1024
 
 _METADATA_NAME = re.compile(r"[0-9a-z_.-]{1,255}")
-_RESERVED = frozenset({name.decode() for name in contract.TOLD_TO_OWN_SERVICES}) | {BATCH_HINT, "te", "content-type"}
+_RESERVED = frozenset({name.decode() for name in contract.TOLD_TO_OWN_SERVICES}) | {
+    BATCH_HINT,
+    "te",
+    "content-type",
+}
 _RESERVED_PREFIXES = ("grpc-", ":")
 _REASONS = {
     RecordState.IN_PROGRESS: Reason.IDEMPOTENCY_IN_PROGRESS,

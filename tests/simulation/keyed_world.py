@@ -161,7 +161,7 @@ class GatedSink:
 
 
 class GatedStore:
-    """The store as one relay reaches it: what goes there and back takes time, and waits for a stopped relay."""
+    """The store as one relay reaches it: both ways take time, and wait for a stopped relay."""
 
     def __init__(self, node: Node) -> None:
         self._node = node

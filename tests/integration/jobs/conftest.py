@@ -32,7 +32,9 @@ BOUND_S = 60.0
 """For waits that end in a second when all is well; the machine may be busy."""
 
 
-def policy(*, batch: dict[str, Any] | None = None, jobs: dict[str, Any] | None = None, **relay: Any) -> dict[str, Any]:
+def policy(
+    *, batch: dict[str, Any] | None = None, jobs: dict[str, Any] | None = None, **relay: Any
+) -> dict[str, Any]:
     """The practice service's policy with leases and waits of a test's length."""
     charge: dict[str, Any] = {
         "name": [{"service": "downstream.v1.PaymentService", "method": "Charge"}],

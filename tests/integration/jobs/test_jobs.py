@@ -134,9 +134,7 @@ async def test_a_drain_hands_back_what_it_has_not_begun_and_loses_nothing(lab: A
 
 async def test_jobs_of_one_method_go_in_batches_and_each_gets_its_own_end(lab: Any, helpers: Any) -> None:
     relay = await lab.relay(helpers.policy(batch=helpers.BATCH, jobs={"maxAttempts": 2}))
-    works = [
-        relay.submit(f"k-{n}", account=f"a-{n}", amount=-1 if n % 10 == 3 else 100) for n in range(100)
-    ]
+    works = [relay.submit(f"k-{n}", account=f"a-{n}", amount=-1 if n % 10 == 3 else 100) for n in range(100)]
     await asyncio.gather(*works)
     assert await helpers.all_ended(relay, 100) == {"COMPLETED": 90, "DEAD": 10}
     assert set((await lab.effects()).values()) == {1}
