@@ -74,24 +74,23 @@ class RelayProcess:
     command: list[str]
     addresses: dict[str, str] = field(default_factory=dict)
     channels: list[grpc.aio.Channel] = field(default_factory=list)
+    old_channels: list[grpc.aio.Channel] = field(default_factory=list)
 
     async def start(self, *more: str) -> None:
         self.addresses = await self.process.start([*self.command, *more])
+        self.old_channels += self.channels
         self.channels = [
             grpc.aio.insecure_channel(self.addresses[name], OPTIONS) for name in ("relay", "admin")
         ]
 
     async def hang_up(self) -> None:
-        for channel in self.channels:
+        for channel in (*self.channels, *self.old_channels):
             await channel.close()
-        self.channels = []
-
-    async def kill(self) -> None:
-        await self.process.kill()
-        await self.hang_up()
+        self.channels, self.old_channels = [], []
 
     async def restart(self) -> None:
-        await self.kill()
+        """kill -9 (if it still runs) and start again at other ports; calls under way fail by themselves."""
+        await self.process.kill()
         await self.start()
 
     @property
@@ -113,7 +112,7 @@ class RelayProcess:
     async def submit(self, key: str = "", *, account: str = "alice", amount: int = 100, **work: Any) -> Any:
         """Submit a charge; the response and its trailers."""
         request = job_pb2.SubmitRequest(work=a_charge(key, account=account, amount=amount, **work))
-        call = self.jobs.Submit(request, timeout=10, wait_for_ready=True)
+        call = self.jobs.Submit(request, timeout=10)
         response = await call
         return response, dict(await call.trailing_metadata())
 

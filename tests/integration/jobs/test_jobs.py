@@ -124,7 +124,6 @@ async def test_a_drain_hands_back_what_it_has_not_begun_and_loses_nothing(lab: A
     relay = await lab.relay(helpers.policy(jobs={"workers": 4}))
     await lab.set_faults({"latency": {"fixed": "0.05s"}})
     await asyncio.gather(*(relay.submit(f"k-{n}", account=f"a-{n}") for n in range(100)))
-    await relay.hang_up()
     await relay.process.stop(grace_s=15)
     await relay.start()
     assert await helpers.all_ended(relay, 100) == {"COMPLETED": 100}
