@@ -1,4 +1,4 @@
-"""kill -9 of the relay at every named step, and of the downstream: nothing accepted is lost, nothing is done twice."""
+"""kill -9 of the relay at every named step, and of the downstream: nothing is lost, nothing is done twice."""
 
 import asyncio
 from typing import Any
