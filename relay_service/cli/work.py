@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 ANSWER_TIMEOUT_S = 30.0
 PAGE_SIZE = 500
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
+PIPE_WIDTH = 240
+"""Of a table that no terminal shows: ids and methods stay whole."""
 
 Address = Annotated[
     str | None, typer.Option("--address", "-a", help="The relay's address (RELAY_LISTEN) by default.")
@@ -70,14 +72,14 @@ def as_line(message: Message) -> str:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """For people; a width that no terminal has keeps ids whole when the output goes elsewhere."""
+    """Print rows for people."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*row)
-    console = Console()
-    console.print(table, width=None if console.is_terminal else 240)
+    is_terminal = Console().is_terminal
+    Console(width=None if is_terminal else PIPE_WIDTH).print(table)
 
 
 def progress_bar() -> Progress:
