@@ -257,12 +257,14 @@ CODES: Mapping[Code, Explanation] = MappingProxyType(
         ),
         Code.FAILED_PRECONDITION: Explanation(
             "the service is not in a state for this",
-            "The upstream's answer, or the relay's for a call that goes round in a loop (HOP_LIMIT).",
+            "The upstream's answer, or the relay's for a call that goes round in a loop (HOP_LIMIT) or whose "
+            "key is spent (IDEMPOTENCY_KEY_EXPIRED, IDEMPOTENCY_KEY_DEAD_LETTERED).",
             "Change the state first; it is never retried.",
         ),
         Code.ABORTED: Explanation(
             "a conflict with another operation",
-            "The upstream's answer, for instance a lost transaction.",
+            "The upstream's answer, for instance a lost transaction, or the relay's for a duplicate in "
+            "flight (IDEMPOTENCY_IN_PROGRESS).",
             "Repeat the whole operation from its read; put ABORTED into retryableStatusCodes only if "
             "nothing was executed when it comes.",
         ),
@@ -284,7 +286,8 @@ CODES: Mapping[Code, Explanation] = MappingProxyType(
         Code.UNAVAILABLE: Explanation(
             "the service cannot be reached or does not serve now",
             "The upstream answered it, no connection could be had, the relay's breaker is open "
-            "(BREAKER_OPEN), or the relay is shutting down (DRAINING). Answered, it is retried by default.",
+            "(BREAKER_OPEN), its store is gone (STORE_UNAVAILABLE), or it is shutting down (DRAINING). "
+            "Answered, it is retried by default.",
             "Repeat later. relay-outcome says whether anything may have been executed.",
         ),
         Code.DATA_LOSS: Explanation(

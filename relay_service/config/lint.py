@@ -55,6 +55,10 @@ class Rule(StrEnum):
     """One silent attempt can use up the deadline."""
     KEY_WITHOUT_EFFECT = "key-without-effect"
     """A required key that allows no retry."""
+    PAYLOAD_KEYS_UNUSED = "payload-keys-unused"
+    """Keys made for calls that are refused for having none."""
+    LETTERS_WITHOUT_KEYS = "letters-without-keys"
+    """Dead letters of keyed calls where no keys are kept."""
     KEYED_WITHOUT_RETRY = "keyed-without-retry"
     """A method made safe to repeat that is not repeated."""
     RETRIES_EXECUTED_WORK = "retries-executed-work"
@@ -95,6 +99,7 @@ def findings(document: Document, target: str) -> list[Finding]:
         *(found for entry in _entries(document.content) for found in _effects(*entry, policy)),
         *_breakers(document.content, policy),
         *_workers(document.content),
+        *_letters(document.content, policy),
         *_unused(document.content, policy),
     ]
 
@@ -187,7 +192,13 @@ def _of_times(method: MethodPolicy) -> Iterator[tuple[Rule, str]]:
 
 
 def _of_safety(method: MethodPolicy) -> Iterator[tuple[Rule, str]]:
-    if method.key_required and method.safety is not Safety.KEYED:
+    kept = method.idempotency
+    if method.key_required and kept is not None and kept.payload_keys:
+        yield (
+            Rule.PAYLOAD_KEYS_UNUSED,
+            "payloadKeys, but keyRequired refuses the calls that come without a key",
+        )
+    if method.key_required and method.safety is not Safety.KEYED and kept is None:
         yield Rule.KEY_WITHOUT_EFFECT, "keyRequired, but safety is not KEYED: the key allows no retry"
     if method.safety is Safety.KEYED and method.retry.max_attempts == 1:
         yield Rule.KEYED_WITHOUT_RETRY, "KEYED makes retries safe, and none are made"
@@ -246,6 +257,12 @@ def _workers(file: PolicyFile) -> Iterator[Finding]:
         return
     text = f"the limit is {admission.limit.kind}: it goes from min to max whatever workers says"
     yield Finding(Rule.WORKERS_WITHOUT_EFFECT, "relay.admission.workers", text)
+
+
+def _letters(file: PolicyFile, policy: RelayPolicy) -> Iterator[Finding]:
+    if file.relay.dead_letters.on_exhausted and not policy.keeps_keys:
+        text = "no entry of relay.methods has an idempotency: no call becomes a dead letter"
+        yield Finding(Rule.LETTERS_WITHOUT_KEYS, "relay.deadLetters.onExhausted", text)
 
 
 def _unused(file: PolicyFile, policy: RelayPolicy) -> Iterator[Finding]:

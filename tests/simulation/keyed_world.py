@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from memory import MemoryStore
 from virtual_loop import LoopClock
 from world import Attempt, Behaviour, Catalog, Observer, Reply, Upstream, framed
 
@@ -18,6 +17,7 @@ from relay_service.core.status import Code
 from relay_service.idempotency.keys import KeysSetup
 from relay_service.ports import AttemptEnd, CallHead, Headers
 from relay_service.relay import Relay
+from tests.stores.memory import MemoryStore
 
 STEPS = ("looked-up", "claimed", "dispatched", "answered", "settled", "replied")
 LEASE_S = 2.0

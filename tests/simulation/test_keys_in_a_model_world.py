@@ -9,7 +9,6 @@ from unittest.mock import patch
 
 import pytest
 from keyed_world import LEASE_S, STEPS, Crashed, KeyedWorld, Sent
-from memory import MemoryStore
 from virtual_loop import VirtualLoop
 from world import TICK_S, Behaviour
 
@@ -23,6 +22,7 @@ from relay_service.core.settlement import LeaveAmbiguous, Release
 from relay_service.core.status import Code
 from relay_service.idempotency import flight
 from relay_service.idempotency.answer import Answer
+from tests.stores.memory import MemoryStore
 
 KEYS = 8
 SEEDS = 600
@@ -249,7 +249,7 @@ def _released_after_dispatch(*args: Any) -> Any:
 
 @contextmanager
 def deciding(decide: Any) -> Iterator[None]:
-    with patch.object(flight, "decide", decide), patch("memory.decide", decide):
+    with patch.object(flight, "decide", decide), patch("tests.stores.memory.decide", decide):
         yield
 
 

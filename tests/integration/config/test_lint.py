@@ -35,7 +35,15 @@ ROUTED = {
     "routes": [{"service": "a.B", "upstream": "a"}],
 }
 
+KEPT = {"safety": "KEYED", "keyRequired": True, "idempotency": {"payloadKeys": True}}
+
 SUSPICIOUS = [
+    (everywhere(method(**KEPT), retryPolicy=retry()), "payload-keys-unused", "methodConfig[0]"),
+    (
+        {"relay": {"preset": "default", "deadLetters": {"onExhausted": True}}},
+        "letters-without-keys",
+        "relay.deadLetters.onExhausted",
+    ),
     (everywhere(retryPolicy=retry(), timeout="20s"), "grpc-timeout", "methodConfig[0].timeout"),
     (
         everywhere(retryPolicy=retry(maxAttempts=6)),

@@ -53,7 +53,7 @@ def test_every_preset_loads_and_lints_clean(name: str) -> None:
 
 
 def test_the_presets_are_these() -> None:
-    assert preset_names() == ["default", "passthrough", "payments-demo", "simple", "textbook"]
+    assert preset_names() == ["default", "keyed-demo", "passthrough", "payments-demo", "simple", "textbook"]
 
 
 def test_preset_default_retries_within_a_fifth_of_the_traffic() -> None:

@@ -38,6 +38,7 @@ CONTAINERS = {
     "relay.jobs",
     "relay.deadLetters",
     "relay.deadLetters.recovery",
+    "relay.keys",
 }
 """Fields that are documented by what they hold."""
 

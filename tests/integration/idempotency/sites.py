@@ -135,6 +135,12 @@ class Site:
                 if not token:
                     return found
 
+    async def keys(self, relay: int) -> Any:
+        """What a relay counts of its keys."""
+        async with grpc.aio.insecure_channel(self.relays[relay].admin) as channel:
+            stub = admin_pb2_grpc.AdminServiceStub(channel)
+            return (await stub.GetStats(admin_pb2.GetStatsRequest(), timeout=BOUND_S)).stats.keys
+
     async def record(self, key: str, relay: int = 0) -> Any:
         """One key as a relay knows it; None when it knows nothing."""
         async with grpc.aio.insecure_channel(self.relays[relay].admin) as channel:

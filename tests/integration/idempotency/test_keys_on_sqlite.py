@@ -6,7 +6,8 @@ from typing import Any
 
 import grpc
 import pytest
-from sites import Site, charge, policy_of, until
+
+from tests.integration.idempotency.sites import Site, charge, policy_of, until
 
 OK = grpc.StatusCode.OK
 STEPS = ("looked-up", "claimed", "dispatched", "answered", "settled", "replied")
@@ -149,22 +150,32 @@ async def test_a_downstream_that_ignores_keys_gets_each_key_at_most_once(site: S
     assert 0 < len(listed) < len(keys)
 
 
-@pytest.mark.parametrize("safety", ["KEYED", "NONE"])
+@pytest.mark.parametrize(
+    ("safety", "steps"),
+    [
+        ("KEYED", ("claimed", "dispatched", "settled")),
+        ("NONE", ("looked-up", "dispatched", "answered")),
+        pytest.param("KEYED", STEPS, marks=pytest.mark.soak),
+        pytest.param("NONE", STEPS, marks=pytest.mark.soak),
+    ],
+)
 async def test_a_relay_killed_at_any_step_leaves_one_effect_or_an_open_outcome(
-    site: Site, safety: str
+    site: Site, safety: str, steps: tuple[str, ...]
 ) -> None:
     """NONE stands for a downstream that ignores keys: there nothing may be sent twice."""
     ignoring = ["--ignore-keys"] if safety == "NONE" else []
     relay = (await site.start(policy_of(safety, lease="0.5s"), 1, *ignoring)).relays[0]
     told: dict[str, Any] = {}
-    for step in STEPS:
-        await relay.process.kill()
+    for step in steps:
+        await relay.stop()
         await relay.start("--fault-point", f"{step}:kill:10")
-        calls = {f"{step}-{number}": charge(relay, f"{step}-{number}") for number in range(30)}
-        answers = await asyncio.gather(*calls.values())
-        told |= dict(zip(calls, answers, strict=True))
+        keys = [f"{step}-{number}" for number in range(30)]
+        calls = [asyncio.create_task(charge(relay, key)) for key in keys]
         assert await relay.process.wait() == -signal.SIGKILL, step
-        await relay.start()
+        assert relay.channel is not None
+        await relay.channel.close()
+        told |= dict(zip(keys, await asyncio.gather(*calls), strict=True))
+    await relay.start()
     await until(lambda: _no_live_lease(site, told))
     listed = await site.ambiguous()
     effects = await site.effects()
@@ -174,7 +185,7 @@ async def test_a_relay_killed_at_any_step_leaves_one_effect_or_an_open_outcome(
             assert (effects[key], key in listed) == (1, False), key
         elif effects[key]:
             assert key in listed or (await site.record(key)).state == "DONE", key
-    again = {key: await charge(relay, key) for key in told}
+    again = dict(zip(told, await asyncio.gather(*(charge(relay, key) for key in told)), strict=True))
     assert max((await site.effects()).values()) == 1
     for key, one in again.items():
         if safety == "KEYED" or key not in listed:
