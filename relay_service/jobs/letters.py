@@ -97,7 +97,8 @@ class Letters:
 
     async def _begin(self, letter: DeadLetter, work: Work, by: str) -> str:
         job_id = self._new_id()
-        submission = Submission(job_id, work, delay_s=0.0, ttl_s=self._jobs.ttl_s)
+        own = work if work.key else replace(work, key=job_id.encode())
+        submission = Submission(job_id, own, delay_s=0.0, ttl_s=self._jobs.ttl_s)
         try:
             began = await self._store.replay(letter.id, Replay(self._store.now(), by, job_id), submission)
         except KeyTakenError as error:

@@ -9,13 +9,12 @@ import pytest
 from protos.relay.v1 import job_pb2
 
 STEPS = (
-    "job-submitting",
     "job-submitted",
-    "job-leased",
-    "job-dispatched",
     "job-answered",
-    "job-settling",
-    "job-settled",
+    *(
+        pytest.param(step, marks=pytest.mark.soak)
+        for step in ("job-submitting", "job-leased", "job-dispatched", "job-settling", "job-settled")
+    ),
 )
 JOBS = 60
 
@@ -47,6 +46,7 @@ async def test_a_relay_killed_at_any_step_loses_no_accepted_job_and_repeats_none
     assert set(effects.values()) == {1}
 
 
+@pytest.mark.soak
 async def test_a_downstream_killed_again_and_again_gets_each_job_once(lab: Any, helpers: Any) -> None:
     relay = await lab.relay(helpers.policy())
     await lab.set_faults({"latency": {"uniform": {"min": "0s", "max": "0.02s"}}})

@@ -9,7 +9,7 @@ import pytest
 from protos.relay.v1 import admin_pb2
 from tests.stores.postgres_server import PostgresServer
 
-JOBS = 200
+JOBS = 120
 
 
 @pytest.fixture(scope="module")
