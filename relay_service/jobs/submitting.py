@@ -13,7 +13,6 @@ from relay_service.core.names import is_method_name
 from relay_service.core.policy import RelayPolicy
 from relay_service.core.reason import Reason
 from relay_service.fault_points import FaultPoint
-from relay_service.jobs.carrier import BATCH_HINT
 from relay_service.jobs.counters import JobCounters
 from relay_service.jobs.fullness import Fullness
 from relay_service.methods import MethodCatalog
