@@ -24,9 +24,11 @@ from relay_service.control.http import HttpServer
 from relay_service.control.names import FORWARDED_SERVICES
 from relay_service.control.server import ControlPlane, ControlSettings, WorkServices
 from relay_service.core.breakers import BreakerView
+from relay_service.core.hedge import HedgingState
 from relay_service.core.policy import RelayPolicy, UpstreamPolicy, UpstreamTls
 from relay_service.envelope import EnvelopeOpener
 from relay_service.fault_points import FaultAt, nowhere
+from relay_service.hedge_lane import HedgeLane
 from relay_service.idempotency.keys import KeysSetup
 from relay_service.jobs.office import JobsOffice
 from relay_service.methods import MethodCatalog, MethodFacts
@@ -37,11 +39,13 @@ from relay_service.stores.opening import engine_from
 from relay_service.telemetry.breakers import BreakerCollector
 from relay_service.telemetry.callers import CallersCollector
 from relay_service.telemetry.exposition import AdmissionCollector
+from relay_service.telemetry.hedging import HedgingCollector
 from relay_service.telemetry.jobs import JobsCollector
 from relay_service.telemetry.keys import KeysCollector, StoreTimes
 from relay_service.telemetry.log_stream import BackgroundStream
 from relay_service.telemetry.logs import configure_logging
 from relay_service.telemetry.observer import Telemetry
+from relay_service.telemetry.quotas import QuotaCollector
 from relay_service.telemetry.settings import TelemetrySettings
 from relay_service.timers import TimerWheel
 from relay_service.upstream import Upstream, UpstreamSettings
@@ -123,6 +127,11 @@ class App:
         self._fault_point = FaultAt(settings.fault_point) if settings.fault_point is not None else nowhere
         self.store_times = StoreTimes()
         catalog = ReflectedMethods(self.descriptors)
+        self.hedge_lanes = {
+            name: HedgeLane(self._upstream(name, upstream, rng))
+            for name, upstream in policy.upstreams.items()
+            if policy.hedges
+        }
         self._own_services: dict[str, Upstream] = {}
         self.relay = Relay(
             policy,
@@ -133,6 +142,7 @@ class App:
             now=time.monotonic,
             rng=rng,
             own_services=self._own_services,
+            hedge_upstreams=self.hedge_lanes,
             keys=self._keys(),
         )
         if self.relay.keys is not None:
@@ -142,6 +152,7 @@ class App:
             self.telemetry.registry.register(JobsCollector(self.jobs.status))
         self.telemetry.registry.register(AdmissionCollector(self.relay.admission.state))
         self.telemetry.registry.register(BreakerCollector(self._breakers))
+        self.telemetry.registry.register(HedgingCollector(self._hedging))
         opener = EnvelopeOpener(self.relay, policy, catalog)
         self.listener = Listener(opener.on_call, self.timers, _listener_settings(policy))
         self.telemetry.registry.register(CallersCollector(self.listener.status))
@@ -151,8 +162,10 @@ class App:
             self.telemetry,
             time.monotonic,
             callers=self.listener.status,
+            hedge_lanes=self.hedge_lanes,
             jobs=self.jobs.status if self.jobs is not None else None,
         )
+        self.telemetry.registry.register(QuotaCollector(self.overview.quotas))
         self.control = ControlPlane(
             ControlSettings(admin_address=settings.admin_listen),
             health=self.overview,
@@ -242,6 +255,9 @@ class App:
     def _breakers(self) -> Iterator[BreakerView]:
         return self.relay.breakers.views(time.monotonic())
 
+    def _hedging(self) -> dict[str, HedgingState]:
+        return {name: self.relay.hedging[name].state() for name in self.hedge_lanes}
+
     @property
     def addresses(self) -> Addresses:
         """Where it listens; complete once it runs."""
@@ -270,6 +286,8 @@ class App:
         for upstream in self.upstreams.values():
             upstream.open()
             undo.push_async_callback(upstream.close, 0.0)
+        for lane in self.hedge_lanes.values():
+            undo.push_async_callback(lane.close, 0.0)
         await self.control.start()
         undo.push_async_callback(self.control.stop, CONTROL_GRACE_S)
         control = self._upstream("control", UpstreamPolicy(self.control.private_address), random.Random())

@@ -26,11 +26,13 @@ DOMAIN = "resilient-relay"
 IDEMPOTENCY_KEY = b"idempotency-key"
 HOPS = b"relay-attempt"
 CRITICALITY = b"relay-criticality"
+CLIENT_ID = b"relay-client-id"
 PUSHBACK = b"grpc-retry-pushback-ms"
 DETAILS = b"grpc-status-details-bin"
 KEY_STATUS = b"idempotency-status"
 FIRST_SEEN = b"idempotency-first-seen"
 DEAD_LETTER_ID = b"relay-dead-letter-id"
+DURABILITY = b"relay-durability"
 PREVIOUS_ATTEMPTS = b"grpc-previous-rpc-attempts"
 
 REPLACED = frozenset({HOPS, IDEMPOTENCY_KEY, b"traceparent", b"tracestate", b"baggage"})
@@ -43,10 +45,20 @@ TOLD_TO_OWN_SERVICES = REPLACED | {IDENTITY}
 """Request metadata that the relay's own services get from the data plane and from nobody else."""
 
 KEY_LENGTH_MAX = 255
+CLIENT_ID_LENGTH_MAX = 128
+"""Of a longer name only the beginning is looked at."""
 
 _CLASSES = {one.name.encode(): one for one in Criticality}
 _QUOTA_REASONS = frozenset(
-    {Reason.QUEUE_FULL, Reason.SHED_BY_CRITICALITY, Reason.CONCURRENCY_LIMIT, Reason.STREAM_LIMIT}
+    {
+        Reason.QUEUE_FULL,
+        Reason.SHED_BY_CRITICALITY,
+        Reason.FAIR_SHARE,
+        Reason.CLIENT_QUOTA,
+        Reason.QUEUE_STANDING,
+        Reason.CONCURRENCY_LIMIT,
+        Reason.STREAM_LIMIT,
+    }
 )
 _DO_NOT_RETURN_MS = -1
 _NOT_STORED = REPLACED | {
@@ -64,7 +76,12 @@ _EXECUTED_AT_ONCE: Headers = (
     (b"relay-origin", b"upstream"),
     (b"relay-outcome", b"executed"),
 )
-_OUR_TRAILERS = frozenset(name for name, _ in _EXECUTED_AT_ONCE) | {KEY_STATUS, FIRST_SEEN, DEAD_LETTER_ID}
+_OUR_TRAILERS = frozenset(name for name, _ in _EXECUTED_AT_ONCE) | {
+    KEY_STATUS,
+    FIRST_SEEN,
+    DEAD_LETTER_ID,
+    DURABILITY,
+}
 MESSAGE_CHARS_MAX = 1_000
 """Of a status message that stands in error details: it may quote what an upstream said."""
 
@@ -138,6 +155,12 @@ def criticality(metadata: Headers) -> Criticality:
     return DEFAULT_CRITICALITY if value is None else _CLASSES.get(value.upper(), DEFAULT_CRITICALITY)
 
 
+def client_id(metadata: Headers) -> bytes:
+    """The client that the caller says it is; empty when it says none. A claim: it may decide about quotas
+    and turns, and about nothing else."""
+    return (header(metadata, CLIENT_ID) or b"")[:CLIENT_ID_LENGTH_MAX]
+
+
 def pushback_s(trailers: Headers) -> float | None:
     """When the upstream says to come back; negative means not at all, None that it said nothing.
 
@@ -192,7 +215,7 @@ def _relay_details(verdict: Verdict, method: str) -> Iterable[tuple[bytes, bytes
     # A flood is refused with few different answers; those after an attempt quote the upstream and differ.
     make = _details if verdict.attempts else _details_of_refusal
     message = verdict.message[:MESSAGE_CHARS_MAX]
-    yield DETAILS, make(verdict.code, message, verdict.reason, method, pushback_ms)
+    yield DETAILS, make(verdict.code, message, verdict.reason, method, pushback_ms, subject=verdict.subject)
 
 
 def _rounded(pushback_ms: int) -> int:
@@ -201,7 +224,9 @@ def _rounded(pushback_ms: int) -> int:
     return pushback_ms // unit * unit
 
 
-def _details(code: Code, message: str, reason: Reason, method: str, pushback_ms: int | None) -> bytes:
+def _details(
+    code: Code, message: str, reason: Reason, method: str, pushback_ms: int | None, *, subject: str
+) -> bytes:
     """``grpc-status-details-bin``: ErrorInfo, and RetryInfo and QuotaFailure where they apply.
 
     Unpadded base64, as gRPC writes it.
@@ -213,7 +238,7 @@ def _details(code: Code, message: str, reason: Reason, method: str, pushback_ms:
         delay = Duration(seconds=pushback_ms // 1000, nanos=pushback_ms % 1000 * 1_000_000)
         packed.append(_pack(RetryInfo(retry_delay=delay)))
     if reason in _QUOTA_REASONS:
-        violation = QuotaFailure.Violation(subject="relay", description=reason.meaning)
+        violation = QuotaFailure.Violation(subject=subject, description=reason.meaning)
         packed.append(_pack(QuotaFailure(violations=[violation])))
     status.details.extend(packed)
     return base64.b64encode(status.SerializeToString()).rstrip(b"=")

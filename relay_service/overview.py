@@ -1,9 +1,18 @@
 """The running relay as others may look at it: health and figures, read from the parts that own them."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
-from relay_service.control.sources import Health, QueueStatus, Stats, TelemetryStatus, UpstreamStatus
+from relay_service.control.sources import (
+    Health,
+    HedgingStatus,
+    QueueStatus,
+    Stats,
+    TelemetryStatus,
+    UpstreamStatus,
+)
+from relay_service.core.quota import QuotaView
+from relay_service.hedge_lane import HedgeLane
 from relay_service.jobs.office import JobsStatus
 from relay_service.ports import CallersStatus
 from relay_service.relay import Relay
@@ -25,12 +34,14 @@ class Overview:
         now: Callable[[], float],
         *,
         callers: Callable[[], CallersStatus],
+        hedge_lanes: Mapping[str, HedgeLane],
         jobs: Callable[[], JobsStatus] | None = None,
     ) -> None:
         """``jobs`` tells of durable jobs where there is a store for them."""
         self.draining = False
         self._relay = relay
         self._upstreams = upstreams
+        self._hedge_lanes = hedge_lanes
         self._telemetry = telemetry
         self._now = now
         self._jobs = jobs
@@ -77,7 +88,19 @@ class Overview:
             streams_max=limits.max_streams,
             drain_per_s=admission.drain_per_second(now),
             admission=admission.state(),
+            quotas=self.quotas(),
         )
+
+    def _hedging(self, name: str) -> HedgingStatus | None:
+        lane = self._hedge_lanes.get(name)
+        if lane is None:
+            return None
+        return HedgingStatus(lane.connections, self._relay.hedging[name].state())
+
+    def quotas(self) -> Sequence[QuotaView]:
+        """The clients' quotas now."""
+        quotas = self._relay.quotas
+        return list(quotas.views()) if quotas else ()
 
     def _upstream(self, name: str, upstream: Upstream, now: float) -> UpstreamStatus:
         return UpstreamStatus(
@@ -91,4 +114,5 @@ class Overview:
             last_error=upstream.counters.last_error,
             retry_budget=self._relay.gates[name].state(),
             breakers=self._relay.breakers.of_upstream(name, now),
+            hedging=self._hedging(name),
         )

@@ -9,6 +9,7 @@ import base64
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from random import Random
+from types import MappingProxyType
 
 from relay_service import contract
 from relay_service.core.admission import Admission, Demand, Offer
@@ -17,8 +18,11 @@ from relay_service.core.breakers import Breakers
 from relay_service.core.budget import RetryGate
 from relay_service.core.call import Call
 from relay_service.core.evidence import Safety
+from relay_service.core.hedge import Hedging
+from relay_service.core.hedged import Hedges
 from relay_service.core.limit import LoadSign
 from relay_service.core.policy import NO_RETRY, MethodPolicy, RelayPolicy, RetryPolicy
+from relay_service.core.quota import ClientQuotas
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
 from relay_service.core.verdict import Fate, Origin, Verdict
@@ -44,6 +48,8 @@ from relay_service.unary import UnaryCall
 HELD_REQUEST_BYTES_MAX = 256 * 1024 * 1024
 """Request bytes of all unary calls, held for their attempts; beyond it calls find the queue full."""
 
+SECRET_BYTES = 16
+
 OWN_SERVICE_POLICY = MethodPolicy(
     default_timeout_s=None, max_timeout_s=None, attempt_timeout_s=None, retry=NO_RETRY, replay_buffer_bytes=0
 )
@@ -56,9 +62,10 @@ OWN_SERVICE_DEMAND = Demand()
 class Refusal(Exception):  # noqa: N818 (a refusal is an answer, not a fault)
     """A call that ends at its headers."""
 
-    def __init__(self, reason: Reason, pushback_s: float | None = None) -> None:
+    def __init__(self, reason: Reason, pushback_s: float | None = None, subject: str = "relay") -> None:
         self.reason = reason
         self.pushback_s = pushback_s
+        self.subject = subject
 
 
 class Relay:
@@ -66,8 +73,9 @@ class Relay:
 
     ``own_services`` names the services answered by the control plane and the upstream that leads there.
     ``keys`` brings the store that idempotency keys are kept in; without it they are only passed on.
-    ``now`` and ``rng`` come from the composition root, so that nothing below reads a clock or draws
-    on its own.
+    ``hedge_upstreams`` are the same upstreams by name, over connections of their own; a call to one that
+    is not there is never hedged. ``now`` and ``rng`` come from the composition root, so that nothing below
+    reads a clock or draws on its own.
     """
 
     def __init__(
@@ -81,19 +89,25 @@ class Relay:
         now: Callable[[], float],
         rng: Random,
         own_services: Mapping[str, UpstreamPort],
+        hedge_upstreams: Mapping[str, UpstreamPort] = MappingProxyType({}),
         keys: KeysSetup | None = None,
     ) -> None:
         self.timers = timers
         self.now = now
         self._policy = policy
         self._upstreams = upstreams
+        self._hedge_upstreams = hedge_upstreams
         self._own_services = own_services
         self._catalog = catalog
         self._observer = observer
         self._rng = rng
-        self._admission: Admission[UnaryCall] = Admission(policy.admission, now())
+        self._admission: Admission[UnaryCall] = Admission(
+            policy.admission, now(), rng.randbytes(SECRET_BYTES)
+        )
+        self._quotas = ClientQuotas(policy.clients, now()) if policy.clients else None
         self._gates = {name: RetryGate(policy.budget, policy.throttling, now()) for name in policy.upstreams}
         self._breakers = Breakers(policy, now())
+        self._hedging = {name: Hedging() for name in policy.upstreams}
         self._own_gate = RetryGate(None, None, now())
         self._in_flight = 0
         self._held_bytes = 0
@@ -109,6 +123,11 @@ class Relay:
         return self._admission
 
     @property
+    def quotas(self) -> ClientQuotas | None:
+        """The clients' quotas, if the policy has any."""
+        return self._quotas
+
+    @property
     def gates(self) -> Mapping[str, RetryGate]:
         """The retry gate of each upstream."""
         return self._gates
@@ -117,6 +136,11 @@ class Relay:
     def breakers(self) -> Breakers:
         """The circuit breakers."""
         return self._breakers
+
+    @property
+    def hedging(self) -> Mapping[str, Hedging]:
+        """What was learned of each upstream's methods, and what became of the hedges."""
+        return self._hedging
 
     @property
     def keys(self) -> Keys | None:
@@ -226,6 +250,8 @@ class Relay:
             raise Refusal(Reason.HOP_LIMIT)
         known = facts is not None or policy.unary is not None
         key = _key(head, policy, streaming=known and not unary)
+        if key is not None and policy.idempotency is not None:
+            unary = True  # of a method nothing is known of: a key belongs to one request
         deadline = _deadline(head, policy, now, unary=unary)
         keeping = policy.idempotency if unary and keys is not None else None
         if keeping is not None and keys is not None and (key is not None or keeping.payload_keys):
@@ -247,10 +273,21 @@ class Relay:
             rng=self._rng,
             streaming=not unary,
             breaker=breaker,
+            hedges=self._hedges(plan, upstream) if unary and not (hops or head.once) else None,
         )
         if unary:
             return self._unary(plan, machine, reply, observer, now)
         return self._stream(plan, machine, reply, observer, now)
+
+    def _hedges(self, plan: Plan, upstream: str) -> Hedges | None:
+        """What the call needs to be hedged, when its policy wants that.
+
+        A call that came through another relay is left to that one, as with retries.
+        """
+        policy = plan.policy.hedging
+        if policy is None or plan.hedge_upstream is None:
+            return None
+        return Hedges(self._hedging[upstream], plan.method, policy)
 
     def _plan(
         self,
@@ -270,7 +307,8 @@ class Relay:
             self._upstreams[upstream],
             policy,
             deadline,
-            Demand(contract.criticality(head.metadata), wanted_by),
+            Demand(contract.criticality(head.metadata), wanted_by, contract.client_id(head.metadata)),
+            hedge_upstream=self._hedge_upstreams.get(upstream),
         )
 
     def _check_breaker(self, breaker: CircuitBreaker | None, now: float) -> None:
@@ -281,14 +319,16 @@ class Relay:
     def _unary(
         self, plan: Plan, machine: Call, reply: Reply, observer: CallObserver, now: float
     ) -> UnaryCall:
-        if (reason := self._admission.refusal(plan.demand, now)) is not None:
+        if (reason := self._admission.turn_away(plan.demand, now)) is not None:
             raise Refusal(reason, self.pushback_s(reason, now))
+        self._charge_quota(plan.demand.client, now)
         self._in_flight += 1
         return UnaryCall(self, plan, machine, reply, observer)
 
     def _stream(
         self, plan: Plan, machine: Call, reply: Reply, observer: CallObserver, now: float
     ) -> StreamCall:
+        self._charge_quota(plan.demand.client, now)
         if not self._admission.open_stream():
             raise Refusal(Reason.STREAM_LIMIT, self._admission.stream_pushback_s(self._rng))
         self._in_flight += 1
@@ -298,7 +338,16 @@ class Relay:
 
     def _turn_away(self, head: CallHead, reply: Reply, observer: CallObserver, refusal: Refusal) -> None:
         reason = refusal.reason
-        self._answer_refused(head, reply, observer, _refused(reason, reason.meaning, refusal.pushback_s))
+        self._answer_refused(
+            head, reply, observer, _refused(reason, reason.meaning, refusal.pushback_s, refusal.subject)
+        )
+
+    def _charge_quota(self, client: bytes, now: float) -> None:
+        """Last of all, so that no client pays for a call that is refused for another reason."""
+        if self._quotas is not None and (wait_s := self._quotas.take(client, now)) > 0.0:
+            # Not before there is a token, and not all at once when there is one.
+            pushback_s = wait_s * self._rng.uniform(1.0, 1.5)
+            raise Refusal(Reason.CLIENT_QUOTA, pushback_s, f"client:{client.decode('ascii', 'replace')}")
 
     def _answer_refused(self, head: CallHead, reply: Reply, observer: CallObserver, verdict: Verdict) -> None:
         trailers = contract.trailers_of(verdict, head.method, ())
@@ -313,8 +362,12 @@ class Relay:
         now = self.now()
         head, policy, hops = intent.head, intent.policy, intent.hops
         breaker = self._breakers.guarding(intent.upstream, head.method)
+        sent_key = _sent_key(head.identity, head.method, order.key, hops)
+        outgoing = _outgoing(head, sent_key, hops)
+        plan = self._plan(head, intent.upstream, policy, intent.deadline, outgoing=outgoing, deadline=None)
         try:
             self._check_breaker(breaker, now)
+            self._charge_quota(plan.demand.client, now)
         except Refusal as refusal:
             raise NoWork(refusal.reason, refusal.pushback_s) from None
         machine = Call(
@@ -327,12 +380,10 @@ class Relay:
             rng=self._rng,
             breaker=breaker,
             settle_s=intent.keys.settle_s,
+            hedges=self._hedges(plan, intent.upstream) if hops == 0 else None,
         )
         if order.outcome_open:
             machine.outcome_is_open()
-        sent_key = _sent_key(head.identity, head.method, order.key, hops)
-        outgoing = _outgoing(head, sent_key, hops)
-        plan = self._plan(head, intent.upstream, policy, intent.deadline, outgoing=outgoing, deadline=None)
         self._in_flight += 1
         work = KeyedWork(self, plan, machine, observer, intent.keys.settle_s)
         work.on_request_data(order.framed, end=True)
@@ -345,8 +396,12 @@ class Relay:
         now = self.now()
         offer = self._admission.offer(call, call.demand, now)
         if offer.displaced is not None:
-            offer.displaced.shed(Reason.SHED_BY_CRITICALITY, now)
+            offer.displaced.shed(offer.reason or Reason.QUEUE_FULL, now)
         return offer
+
+    def take_spare_worker(self) -> bool:
+        """A worker for what is not worth waiting for."""
+        return self._admission.take_spare()
 
     def give_worker_back(self, outcome: LoadSign, held_s: float, now: float) -> None:
         """Count the attempt's end, and hand the worker on."""
@@ -397,9 +452,11 @@ class Relay:
         self._in_flight -= 1
 
 
-def _refused(reason: Reason, message: str, pushback_s: float | None = None) -> Verdict:
+def _refused(
+    reason: Reason, message: str, pushback_s: float | None = None, subject: str = "relay"
+) -> Verdict:
     code = reason.code or Code.UNKNOWN
-    return Verdict(code, message, Origin.RELAY, Fate.REFUSED, reason, pushback_s=pushback_s)
+    return Verdict(code, message, Origin.RELAY, Fate.REFUSED, reason, pushback_s=pushback_s, subject=subject)
 
 
 def _is_unary(policy: MethodPolicy, facts: MethodFacts | None, safety: Safety) -> bool:

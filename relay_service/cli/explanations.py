@@ -35,6 +35,32 @@ REASONS: Mapping[Reason, Explanation] = MappingProxyType(
             "Callers: come back when grpc-retry-pushback-ms or RetryInfo says. Mark with relay-criticality "
             "only what users see as CRITICAL; if everything is, nothing is.",
         ),
+        Reason.FAIR_SHARE: Explanation(
+            Reason.FAIR_SHARE.meaning,
+            "The queue was full, and a call came of a client that had fewer calls waiting than this one's "
+            "(by relay-client-id, in cohorts that are drawn anew from time to time). It took the place of "
+            "the newest call of the client with the most. Nothing was executed.",
+            "Callers: come back when grpc-retry-pushback-ms or RetryInfo says, and with fewer calls at once. "
+            "Operators: the queue is full; this only decides whose calls fill it.",
+        ),
+        Reason.CLIENT_QUOTA: Explanation(
+            Reason.CLIENT_QUOTA.meaning,
+            "relay.clients gives the client named in relay-client-id (or, unnamed, all that give no name "
+            "together) so many calls a second and so many at once, and they are used up. The QuotaFailure "
+            "names the client. Nothing was executed.",
+            "Callers: wait as long as grpc-retry-pushback-ms or RetryInfo says: then there is a token. "
+            "Operators: give the client a quota of its own in relay.clients.named; the name is a claim, so "
+            "quotas keep honest clients apart and do not keep attackers out.",
+        ),
+        Reason.QUEUE_STANDING: Explanation(
+            Reason.QUEUE_STANDING.meaning,
+            "Some call had waited longer than relay.admission.standingTarget at every look for "
+            "standingInterval or more. Then standingShed codel refuses waiting calls one after the other, "
+            "from the lowest class first, and queueOrder adaptive-lifo gives a newcomer the place of the "
+            "oldest in the full queue. Nothing was executed.",
+            "Callers: come back when grpc-retry-pushback-ms or RetryInfo says. Operators: more is asked for "
+            "than is served; compare offered load and drain rate in `relay stats`.",
+        ),
         Reason.CONCURRENCY_LIMIT: Explanation(
             Reason.CONCURRENCY_LIMIT.meaning,
             "relay.admission.limit adapts the number of attempts to what the service takes, that number is "
@@ -249,8 +275,8 @@ CODES: Mapping[Code, Explanation] = MappingProxyType(
         ),
         Code.RESOURCE_EXHAUSTED: Explanation(
             "a limit was reached",
-            "The relay refused for overload (reasons QUEUE_FULL, SHED_BY_CRITICALITY, "
-            "CONCURRENCY_LIMIT, DEADLINE_INFEASIBLE, STREAM_LIMIT) or "
+            "The relay refused for overload (reasons QUEUE_FULL, SHED_BY_CRITICALITY, FAIR_SHARE, "
+            "CLIENT_QUOTA, QUEUE_STANDING, CONCURRENCY_LIMIT, DEADLINE_INFEASIBLE, STREAM_LIMIT) or "
             "size (MESSAGE_TOO_LARGE), or the upstream refused. It is retried only when pushback or "
             "RetryInfo says when.",
             "Look at the reason in ErrorInfo, and return when RetryInfo says.",

@@ -82,6 +82,10 @@ def report(stats: Stats) -> RenderableType:
         parts.append(_jobs(stats))
     if any(upstream.breakers for upstream in stats.upstreams):
         parts.append(_breakers(stats))
+    if any(upstream.HasField("hedging") for upstream in stats.upstreams):
+        parts.append(_hedging(stats))
+    if stats.queue.client_quotas:
+        parts.append(_quotas(stats))
     if stats.HasField("keys"):
         parts.append(_keys(stats))
     if stats.methods:
@@ -119,7 +123,9 @@ def _calls(stats: Stats) -> Table:
 def _queue(stats: Stats) -> Table:
     queue = stats.queue
     classes = {one.criticality: one.length for one in queue.classes if one.length}
-    table = _table("Limits", "queue", "workers", "streams", "started/s", "service", "displaced", "waiting")
+    table = _table(
+        "Limits", "queue", "workers", "streams", "started/s", "service", "displaced", "shed", "waiting"
+    )
     table.add_row(
         f"{queue.length}/{queue.capacity}",
         f"{queue.workers_busy}/{queue.workers}",
@@ -127,6 +133,7 @@ def _queue(stats: Stats) -> Table:
         f"{queue.drain_per_second:.1f}",
         _time(queue.service_time),
         str(queue.displaced),
+        f"{queue.standing_shed}{' (standing)' if queue.standing else ''}",
         ", ".join(f"{count} {name}" for name, count in classes.items()) or "nothing",
     )
     return table
@@ -186,6 +193,30 @@ def _breakers(stats: Stats) -> Table:
     return table
 
 
+def _hedging(stats: Stats) -> Table:
+    table = _table("Hedging", "upstream", "connections", "started", "won", "cancelled", "held back")
+    for upstream in stats.upstreams:
+        hedging = upstream.hedging
+        held_back = {why: count for why, count in sorted(hedging.held_back.items()) if count}
+        table.add_row(
+            upstream.name,
+            str(hedging.connections),
+            str(hedging.started),
+            str(hedging.won),
+            str(hedging.cancelled),
+            ", ".join(f"{count} {why}" for why, count in held_back.items()) or "none",
+        )
+    return table
+
+
+def _quotas(stats: Stats) -> Table:
+    table = _table("Client quotas", "client", "clients", "granted", "refused", "without room")
+    for quota in stats.queue.client_quotas:
+        counts = (quota.clients, quota.granted, quota.refused, quota.overflowed)
+        table.add_row(quota.client or "each other one", *(str(count) for count in counts))
+    return table
+
+
 def _keys(stats: Stats) -> Table:
     keys = stats.keys
     table = _table(
@@ -214,7 +245,8 @@ def _keys(stats: Stats) -> Table:
 
 
 def _methods(stats: Stats) -> Table:
-    table = _table("Methods", "method", "received", "ok", "attempts", "retries", "p50", "p90", "p99")
+    columns = ("method", "received", "ok", "attempts", "retries", "hedges", "p50", "p90", "p99")
+    table = _table("Methods", *columns)
     for method in sorted(stats.methods, key=lambda m: (-m.received, m.method))[:METHODS_SHOWN_MAX]:
         table.add_row(method.method, *_method_numbers(method))
     if (left := len(stats.methods) - METHODS_SHOWN_MAX) > 0:
@@ -223,7 +255,7 @@ def _methods(stats: Stats) -> Table:
 
 
 def _method_numbers(method: MethodStats) -> tuple[str, ...]:
-    counts = (method.received, method.ok, method.attempts, method.retries)
+    counts = (method.received, method.ok, method.attempts, method.retries, method.hedges)
     latencies = (method.latency_p50, method.latency_p90, method.latency_p99)
     return (*(str(count) for count in counts), *(_time(latency) for latency in latencies))
 

@@ -9,7 +9,13 @@ from relay_service.config.document import Document, layers, read_document
 from relay_service.config.job_policies import batch_policy, dead_letter_policy, job_policy
 from relay_service.config.merge import Merged, merge
 from relay_service.config.problems import ConfigError, Problem, shown
-from relay_service.config.schema import IdempotencyBlock, MethodConfig, TlsBlock, UpstreamBlock
+from relay_service.config.schema import (
+    GrpcHedgingBlock,
+    IdempotencyBlock,
+    MethodConfig,
+    TlsBlock,
+    UpstreamBlock,
+)
 from relay_service.config.settings import Settings
 from relay_service.core.evidence import Safety
 from relay_service.core.jitter import Jitter
@@ -20,17 +26,25 @@ from relay_service.core.policy import (
     AdmissionPolicy,
     BreakerPolicy,
     CallersPolicy,
+    ClientQuota,
+    ClientsPolicy,
+    HedgePolicy,
     LimitKind,
     LimitPolicy,
     MethodPolicy,
+    QueueOrder,
     RelayPolicy,
     RetryBudgetPolicy,
     RetryPolicy,
     RetryThrottling,
     Route,
+    StandingShed,
     UpstreamPolicy,
     UpstreamTls,
 )
+
+HEDGE_RETRY_MIN_S = 0.001
+"""Where a ``hedgingPolicy`` has no delay; a wait of nothing would be a loop."""
 
 ONLY_UPSTREAM = "upstream"
 """What the one upstream is called when no file names any."""
@@ -74,6 +88,7 @@ def build_policy(document: Document, target: str) -> RelayPolicy:
         routes=tuple(Route(route.service or "", route.method, route.upstream) for route in merged.routes),
         callers=CallersPolicy(**merged.callers_fields),
         admission=WIDE_OPEN if "admission" in merged.off else _admission(merged),
+        clients=_clients(merged),
         budget=None if "retryBudget" in merged.off else RetryBudgetPolicy(**merged.budget_fields),
         throttling=_throttling(merged),
         breakers=_breakers(merged),
@@ -121,12 +136,17 @@ def _method_policy(merged: Merged, pattern: str) -> MethodPolicy:
     jitter = Jitter(given.pop("jitter", Jitter.FULL.value))
     safety = given.pop("safety", None)
     batch = batch_policy(given.pop("batch", None))
+    hedging = _hedging_of_grpc(config)
+    if "hedging" in given:
+        block = given.pop("hedging")
+        hedging = HedgePolicy(**block.fields_given()) if block is not None else None
     idempotency = _idempotency(given.pop("idempotency", None))
     policy = MethodPolicy(
         **given,
         safety=Safety(safety) if safety else None,
         retry=_retry(config, jitter, merged.off),
         batch=batch,
+        hedging=hedging,
         idempotency=idempotency,
     )
     if config is not None and config.timeout_s is not None:
@@ -143,9 +163,13 @@ def _idempotency(block: IdempotencyBlock | None) -> IdempotencyPolicy | None:
 
 def _retry(config: MethodConfig | None, jitter: Jitter, off: frozenset[str]) -> RetryPolicy:
     """As in gRPC, nothing is retried where no entry says so."""
-    if "retry" in off or config is None or config.retry_policy is None:
+    if "retry" in off or config is None:
         return NO_RETRY
+    if config.hedging_policy is not None:
+        return _retry_of_hedging(config.hedging_policy, jitter)
     block = config.retry_policy
+    if block is None:
+        return NO_RETRY
     return RetryPolicy(
         max_attempts=block.max_attempts,
         initial_backoff_s=block.initial_backoff_s,
@@ -153,6 +177,35 @@ def _retry(config: MethodConfig | None, jitter: Jitter, off: frozenset[str]) -> 
         backoff_multiplier=block.backoff_multiplier,
         jitter=jitter,
         retryable_codes=frozenset(block.retryable_codes),
+    )
+
+
+def _retry_of_hedging(block: GrpcHedgingBlock, jitter: Jitter) -> RetryPolicy:
+    """When all attempts under way have failed and gRPC would hedge at once, the next is made as a retry.
+
+    The codes of a ``hedgingPolicy`` say what is worth another attempt, and not that nothing was executed.
+    """
+    wait_s = max(block.hedging_delay_s, HEDGE_RETRY_MIN_S)
+    return RetryPolicy(
+        max_attempts=block.max_attempts,
+        initial_backoff_s=wait_s,
+        max_backoff_s=wait_s,
+        backoff_multiplier=1.0,
+        jitter=jitter,
+        retryable_codes=frozenset(),
+    )
+
+
+def _hedging_of_grpc(config: MethodConfig | None) -> HedgePolicy | None:
+    """gRPC knows a fixed delay only."""
+    if config is None or config.hedging_policy is None:
+        return None
+    block = config.hedging_policy
+    return HedgePolicy(
+        max_attempts=block.max_attempts,
+        quantile=None,
+        min_delay_s=block.hedging_delay_s,
+        non_fatal_codes=frozenset(block.non_fatal_codes),
     )
 
 
@@ -164,6 +217,8 @@ def _with_grpc_timeout(policy: MethodPolicy, timeout_s: float) -> MethodPolicy:
 
 def _switched_off(off: frozenset[str]) -> dict[str, Any]:
     changes: dict[str, Any] = {}
+    if "hedging" in off:
+        changes["hedging"] = None
     if "attemptTimeout" in off:
         changes["attempt_timeout_s"] = None
     if "deadlines" in off:
@@ -184,7 +239,21 @@ def _admission(merged: Merged) -> AdmissionPolicy:
     if block is not None:
         fields = block.fields_given()
         given["limit"] = LimitPolicy(**(fields | {"kind": LimitKind(fields["kind"])}))
+    if "queue_order" in given:
+        given["queue_order"] = QueueOrder(given["queue_order"])
+    if "standing_shed" in given:
+        given["standing_shed"] = StandingShed(given["standing_shed"])
     return AdmissionPolicy(**given)
+
+
+def _clients(merged: Merged) -> ClientsPolicy | None:
+    default, named = merged.client_quota, merged.client_quotas
+    if "clientQuotas" in merged.off or (default is None and not named):
+        return None
+    return ClientsPolicy(
+        None if default is None else ClientQuota(default.rate_per_s, default.burst),
+        {name: ClientQuota(block.rate_per_s, block.burst) for name, block in named.items()},
+    )
 
 
 def _throttling(merged: Merged) -> RetryThrottling | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from relay_service.config.document import Document
-from relay_service.config.schema import MethodConfig, RouteBlock, ThrottlingBlock, UpstreamBlock
+from relay_service.config.schema import MethodConfig, QuotaBlock, RouteBlock, ThrottlingBlock, UpstreamBlock
 
 
 @dataclass(slots=True)
@@ -24,6 +24,9 @@ class Merged:
     upstreams: dict[str, UpstreamBlock] = field(default_factory=dict)
     routes: list[RouteBlock] = field(default_factory=list)
     admission_fields: dict[str, Any] = field(default_factory=dict)
+    client_quota: QuotaBlock | None = None
+    client_quotas: dict[str, QuotaBlock] = field(default_factory=dict)
+    """Those of named clients."""
     callers_fields: dict[str, Any] = field(default_factory=dict)
     budget_fields: dict[str, Any] = field(default_factory=dict)
     breaker_fields: dict[str, dict[str, Any]] = field(default_factory=lambda: {"": {}})
@@ -86,7 +89,10 @@ def _lay_over(merged: Merged, document: Document) -> None:
     merged.throttling = content.retry_throttling or merged.throttling
     merged.upstreams |= relay.upstreams
     merged.routes = relay.routes or merged.routes
-    merged.admission_fields |= relay.admission.fields_given()
+    _lay_admission_over(merged, relay.admission.fields_given())
+    if "default" in relay.clients.model_fields_set:
+        merged.client_quota = relay.clients.default
+    merged.client_quotas |= relay.clients.named
     merged.callers_fields |= relay.callers.fields_given()
     merged.budget_fields |= relay.retry_budget.fields_given()
     merged.breaker_fields[""] |= relay.breaker.fields_given()
@@ -97,3 +103,10 @@ def _lay_over(merged: Merged, document: Document) -> None:
         merged.max_hops = relay.max_hops
     if "off" in relay.model_fields_set:
         merged.off = frozenset(relay.off)
+
+
+def _lay_admission_over(merged: Merged, given: dict[str, Any]) -> None:
+    # Whoever gives a number of workers means it, whatever adapts itself in the preset below.
+    if "workers" in given and "limit" not in given:
+        merged.admission_fields.pop("limit", None)
+    merged.admission_fields |= given

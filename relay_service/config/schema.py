@@ -24,9 +24,11 @@ from relay_service.core.job_policy import (
 from relay_service.core.key_policy import IdempotencyPolicy, KeyLimits
 from relay_service.core.letter_policy import LetterPolicy, Recovery, RecoveryRule
 from relay_service.core.policy import (
+    HEDGE_QUANTILE,
     AdmissionPolicy,
     BreakerPolicy,
     CallersPolicy,
+    HedgePolicy,
     MethodPolicy,
     RetryBudgetPolicy,
     UpstreamPolicy,
@@ -46,6 +48,7 @@ _BATCH = BatchPolicy(method="S/M")
 _ITEMS = BatchItems()
 _RESULTS = BatchResults()
 _RULE = RecoveryRule(Recovery.REQUEUE)
+_HEDGING = HedgePolicy()
 _KEEPING = IdempotencyPolicy()
 _KEYS = KeyLimits()
 _LETTERS = LetterPolicy()
@@ -94,8 +97,17 @@ MethodName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$", max_length=255)]
 UpstreamName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]{0,62}$")]
 FileName = Annotated[str, Field(min_length=1, max_length=4096)]
 Ratio = Annotated[float, Field(gt=0, le=1)]
+ClientName = Annotated[str, Field(pattern=r"^[!-~]{1,128}$")]
 Switch = Literal[
-    "retry", "retryBudget", "retryThrottling", "breaker", "admission", "attemptTimeout", "deadlines"
+    "retry",
+    "hedging",
+    "retryBudget",
+    "retryThrottling",
+    "breaker",
+    "admission",
+    "clientQuotas",
+    "attemptTimeout",
+    "deadlines",
 ]
 
 
@@ -138,12 +150,21 @@ class RetryBlock(Block):
     retryable_codes: list[RetryableCode] = Field(alias="retryableStatusCodes")
 
 
+class GrpcHedgingBlock(Block):
+    """gRPC's ``hedgingPolicy``; ``maxAttempts`` may exceed 5."""
+
+    max_attempts: Annotated[int, Field(ge=2, le=100)]
+    hedging_delay_s: Duration = 0.0
+    non_fatal_codes: list[RetryableCode] = Field(default=[], alias="nonFatalStatusCodes")
+
+
 class MethodConfig(Block):
-    """An entry of gRPC's ``methodConfig``. Without a ``retryPolicy`` its methods are not retried."""
+    """An entry of gRPC's ``methodConfig``. Without one of the two policies nothing is repeated."""
 
     name: Names
     timeout_s: PositiveDuration | None = None
     retry_policy: RetryBlock | None = None
+    hedging_policy: GrpcHedgingBlock | None = None
 
 
 class ThrottlingBlock(Block):
@@ -201,6 +222,15 @@ class BatchBlock(Block):
     results: BatchResultsBlock = BatchResultsBlock()
 
 
+class HedgingBlock(Block):
+    """The ``hedging`` of an entry of ``relay.methods``."""
+
+    quantile: Annotated[float, Field(ge=0.5, le=0.999)] = HEDGE_QUANTILE
+    min_delay_s: Duration = _HEDGING.min_delay_s
+    max_attempts: Annotated[int, Field(ge=2, le=10)] = _HEDGING.max_attempts
+    min_samples: Annotated[int, Field(ge=1, le=10_000)] = _HEDGING.min_samples
+
+
 class IdempotencyBlock(Block):
     """The ``idempotency`` of an entry of ``relay.methods``."""
 
@@ -224,6 +254,7 @@ class MethodBlock(Block):
     jitter: Literal["none", "full", "equal", "decorrelated"] = "full"
     replay_buffer_bytes: Annotated[int, Field(ge=0, le=64 * 1024 * 1024)] = _METHOD.replay_buffer_bytes
     max_message_bytes: Annotated[int, Field(ge=1, le=1024 * 1024 * 1024)] = _METHOD.max_message_bytes
+    hedging: HedgingBlock | None = None
     breaker: BreakerBlock | None = None
     batch: BatchBlock | None = None
     idempotency: IdempotencyBlock | None = None
@@ -286,6 +317,24 @@ class AdmissionBlock(Block):
     sheddable_share: Annotated[float, Field(ge=0, le=1)] = _ADMISSION.sheddable_share
     sheddable_plus_share: Annotated[float, Field(ge=0, le=1)] = _ADMISSION.sheddable_plus_share
     feasibility_quantile: Annotated[float, Field(ge=0.01, le=0.99)] | None = _ADMISSION.feasibility_quantile
+    queue_order: Literal["fifo", "adaptive-lifo"] = "fifo"
+    standing_shed: Literal["none", "codel"] = "none"
+    standing_target_s: PositiveDuration = _ADMISSION.standing_target_s
+    standing_interval_s: PositiveDuration = _ADMISSION.standing_interval_s
+
+
+class QuotaBlock(Block):
+    """``relay.clients.default``, and an entry of ``relay.clients.named``."""
+
+    rate_per_s: Positive = Field(alias="ratePerSecond")
+    burst: Annotated[float, Field(ge=1, le=1_000_000)]
+
+
+class ClientsBlock(Block):
+    """``relay.clients``."""
+
+    default: QuotaBlock | None = None
+    named: Annotated[dict[ClientName, QuotaBlock], Field(max_length=10_000)] = {}
 
 
 class CallersBlock(Block):
@@ -360,6 +409,7 @@ class RelayBlock(Block):
     upstreams: Annotated[dict[UpstreamName, UpstreamBlock], Field(max_length=100)] = {}
     routes: Annotated[list[RouteBlock], Field(max_length=10_000)] = []
     admission: AdmissionBlock = AdmissionBlock()
+    clients: ClientsBlock = ClientsBlock()
     callers: CallersBlock = CallersBlock()
     retry_budget: BudgetBlock = BudgetBlock()
     breaker: BreakerBlock = BreakerBlock()

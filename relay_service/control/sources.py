@@ -11,6 +11,8 @@ from typing import Protocol
 from relay_service.core.admission import AdmissionState
 from relay_service.core.breakers import BreakerView
 from relay_service.core.budget import BudgetState
+from relay_service.core.hedge import HedgingState
+from relay_service.core.quota import QuotaView
 from relay_service.idempotency.counters import KeysState
 from relay_service.jobs.office import JobsStatus
 from relay_service.ports import CallersStatus
@@ -31,6 +33,17 @@ class QueueStatus:
     """Attempts that ended per second, smoothed; what pushback is computed from."""
     admission: AdmissionState = field(default_factory=AdmissionState)
     """Who waits, and what became of those who do not."""
+    quotas: Sequence[QuotaView] = ()
+    """The clients' quotas; empty without any in the policy."""
+
+
+@dataclass(frozen=True, slots=True)
+class HedgingStatus:
+    """The hedges of the calls to one upstream."""
+
+    connections: int
+    """Of their own, that may take hedges now."""
+    state: HedgingState
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +61,8 @@ class UpstreamStatus:
     last_error: str = ""
     retry_budget: BudgetState = field(default_factory=lambda: BudgetState(0.0, 0.0, 0, 0))
     breakers: Sequence[BreakerView] = ()
+    hedging: HedgingStatus | None = None
+    """None when the policy hedges nothing."""
 
 
 @dataclass(frozen=True, slots=True)

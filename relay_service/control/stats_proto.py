@@ -7,7 +7,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from protos.relay.v1 import admin_pb2
 from relay_service.control.descriptors import UpstreamDescriptors
-from relay_service.control.sources import Health, QueueStatus, Stats, TelemetryStatus, UpstreamStatus
+from relay_service.control.sources import (
+    Health,
+    HedgingStatus,
+    QueueStatus,
+    Stats,
+    TelemetryStatus,
+    UpstreamStatus,
+)
 from relay_service.core.breakers import BreakerView
 from relay_service.core.budget import BudgetState
 from relay_service.idempotency.counters import KeysState
@@ -100,6 +107,7 @@ def _method(method: MethodStats) -> admin_pb2.MethodStats:
         by_code=method.by_code,
         attempts=method.attempts,
         retries=method.retries,
+        hedges=method.hedges,
         latency_p50=duration(method.latency.quantile_s(0.50)),
         latency_p90=duration(method.latency.quantile_s(0.90)),
         latency_p99=duration(method.latency.quantile_s(0.99)),
@@ -116,12 +124,29 @@ def _queue(queue: QueueStatus) -> admin_pb2.Queue:
         streams_max=queue.streams_max,
         drain_per_second=queue.drain_per_s,
         classes=[
-            admin_pb2.QueuedClass(criticality=criticality.name, length=length)
+            admin_pb2.QueuedClass(
+                criticality=criticality.name,
+                length=length,
+                taken=queue.admission.taken.get(criticality, 0),
+                refused=queue.admission.refused.get(criticality, 0),
+            )
             for criticality, length in sorted(queue.admission.queued.items(), reverse=True)
         ],
         displaced=queue.admission.displaced,
         service_time=duration(queue.admission.service_s),
         baseline=duration(queue.admission.baseline_s),
+        standing=queue.admission.standing,
+        standing_shed=queue.admission.standing_shed,
+        client_quotas=[
+            admin_pb2.ClientQuota(
+                client=quota.client,
+                clients=quota.clients,
+                granted=quota.granted,
+                refused=quota.refused,
+                overflowed=quota.overflowed,
+            )
+            for quota in queue.quotas
+        ],
     )
 
 
@@ -142,6 +167,8 @@ def _upstream(upstream: UpstreamStatus, descriptors: UpstreamDescriptors | None)
         retry_budget=_retry_budget(upstream.retry_budget),
         breakers=[_breaker(view) for view in upstream.breakers],
     )
+    if upstream.hedging is not None:
+        message.hedging.CopyFrom(_hedging(upstream.hedging))
     if descriptors is not None:
         message.reflection = descriptors.state.value
         message.services.extend(descriptors.services())
@@ -208,6 +235,23 @@ def _jobs(status: JobsStatus) -> admin_pb2.Jobs:
         batched=counters.batched,
         batches_split=counters.batches_split,
         refusing=status.refusing,
+    )
+
+
+def _hedging(hedging: HedgingStatus) -> admin_pb2.Hedging:
+    state = hedging.state
+    return admin_pb2.Hedging(
+        connections=hedging.connections,
+        started=state.started,
+        won=state.won,
+        cancelled=state.cancelled,
+        held_back={why.name: count for why, count in state.held_back.items()},
+        methods=[
+            admin_pb2.HedgedMethod(
+                method=learned.method, samples=learned.samples, quantile=duration(learned.quantile_s)
+            )
+            for learned in state.methods
+        ],
     )
 
 

@@ -2,10 +2,14 @@
 
 A worker is the right to have one attempt under way; how many there are is said by a
 `relay_service.core.limit.ConcurrencyLimit`, which may change its mind. Work waits in one bounded queue:
-higher classes leave it first, and within a class the first in is the first out. When there is no room, a
-call takes the place of the newest call of the lowest class below its own, and is refused only if there is
-none. Lower classes may fill only a share of the queue, so they are refused before it is full. What is
-refused is told when to come back, computed from how fast the queue has been draining.
+higher classes leave it first, and within a class the clients' cohorts take turns. When there is no room, a
+call takes the place of a call of the lowest class below its own, else of the cohort of its own class that
+has more waiting than its own, and is refused only if there is none. Lower classes may fill only a share of
+the queue, so they are refused before it is full. What is refused is told when to come back, computed from
+how fast the queue has been draining.
+
+By policy a queue that stands (`relay_service.core.codel`) is shed from, always from the lowest class that
+waits, and each client's newest call is served first: it still has time, when the oldest has hardly any.
 
 Work that cannot end in time is not begun. A call that would have to wait is refused at once when the
 queue before it and the service time take longer than its deadline leaves, and looked at again when its
@@ -24,10 +28,13 @@ from enum import Enum
 from random import Random
 from typing import Any, Generic, TypeVar
 
+from relay_service.core.codel import StandingQueue
+from relay_service.core.cohorts import Cohorts
 from relay_service.core.criticality import DEFAULT_CRITICALITY, Criticality
+from relay_service.core.fair_queue import FairQueue, Which
 from relay_service.core.limit import LoadSign, make_limit
 from relay_service.core.pace import DrainRate, ServiceTime
-from relay_service.core.policy import AdmissionPolicy, LimitKind
+from relay_service.core.policy import AdmissionPolicy, LimitKind, QueueOrder, StandingShed
 from relay_service.core.reason import Reason
 
 OBSERVATIONS_MIN = 30
@@ -56,11 +63,14 @@ class Demand:
     criticality: Criticality = DEFAULT_CRITICALITY
     deadline: float | None = None
     """Monotonic seconds."""
+    client: bytes = b""
+    """Who calls, as far as it says so."""
 
 
 @dataclass(frozen=True, slots=True)
 class Offer(Generic[Ticket]):
-    """The answer to an offer: ``reason`` is why it was refused, ``displaced`` who lost its place to it."""
+    """The answer to an offer: ``displaced`` is who lost its place to it, ``reason`` what that one is told;
+    for a refused offer ``reason`` is why."""
 
     admitted: Admitted
     reason: Reason | None = None
@@ -86,7 +96,15 @@ class AdmissionState:
     queued: Mapping[Criticality, int] = field(default_factory=dict)
     """Waiting now, by class."""
     displaced: int = 0
-    """Calls that lost their place in the queue to a higher class."""
+    """Calls that lost their place in the queue to another."""
+    taken: Mapping[Criticality, int] = field(default_factory=dict)
+    """Calls (and retries) that were given a worker so far, by class."""
+    refused: Mapping[Criticality, int] = field(default_factory=dict)
+    """Calls (and retries) that got none, by class; those that left by themselves are not among them."""
+    standing: bool = False
+    """Whether the queue stands."""
+    standing_shed: int = 0
+    """Calls that were shed because it did."""
     service_s: float = 0.0
     """The learned quantile of the service time; 0 while nothing is known."""
     workers: int = 0
@@ -95,38 +113,59 @@ class AdmissionState:
     """What an attempt takes without load, as far as the concurrency limit has learned it; else 0."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a ticket waits, and since when."""
+
+    demand: Demand
+    cohort: int
+    since: float
+
+
 class Admission(Generic[Ticket]):
     """The bounded queue, the workers, and the separate limit of streaming calls.
 
     A ticket is any hashable thing that stands for the waiting work; the same ticket may not be offered
-    twice at once. All operations are O(1), whatever the queue's length (there are four classes).
+    twice at once. All operations are O(1), whatever the queue's length and the number of clients (there are
+    four classes). ``secret`` is what clients' cohorts are drawn with.
     """
 
     __slots__ = (
         "_busy",
-        "_demands",
+        "_cohorts",
         "_displaced",
         "_drain",
         "_limit",
         "_policy",
-        "_queued",
         "_queues",
+        "_refused",
         "_room",
         "_service",
+        "_standing",
+        "_standing_shed",
         "_streams",
+        "_taken",
+        "_told_until",
+        "_waiting",
     )
 
-    def __init__(self, policy: AdmissionPolicy, now: float) -> None:
+    def __init__(self, policy: AdmissionPolicy, now: float, secret: bytes = b"") -> None:
         self._policy = policy
-        self._queues: tuple[OrderedDict[Ticket, None], ...] = tuple(OrderedDict() for _ in Criticality)
-        self._demands: dict[Ticket, Demand] = {}
+        self._queues: tuple[FairQueue[Ticket], ...] = tuple(FairQueue() for _ in Criticality)
+        # In the order of arrival; a plain dict would search longer and longer for its first entry.
+        self._waiting: OrderedDict[Ticket, _Place] = OrderedDict()
         self._room = tuple(math.ceil(share * policy.queue_capacity) for share in _shares(policy))
-        self._queued = 0
+        self._cohorts = Cohorts(secret)
+        self._standing = StandingQueue(policy.standing_target_s, policy.standing_interval_s)
         self._busy = 0
         self._streams = 0
         self._displaced = 0
+        self._standing_shed = 0
+        self._taken = [0 for _ in Criticality]
+        self._refused = [0 for _ in Criticality]
         self._limit = make_limit(policy, now)
         self._drain = DrainRate(now)
+        self._told_until = now
         self._service = ServiceTime(policy.feasibility_quantile or 0.9)
 
     @property
@@ -137,7 +176,7 @@ class Admission(Generic[Ticket]):
     @property
     def queued(self) -> int:
         """Work that waits."""
-        return self._queued
+        return len(self._waiting)
 
     @property
     def busy(self) -> int:
@@ -156,20 +195,37 @@ class Admission(Generic[Ticket]):
 
     def state(self) -> AdmissionState:
         """The queue as it stands."""
-        queued = {criticality: len(self._queues[criticality]) for criticality in Criticality}
         return AdmissionState(
-            queued, self._displaced, self._service.quantile_s, self._limit.limit, self._limit.baseline_s
+            queued={criticality: len(self._queues[criticality]) for criticality in Criticality},
+            displaced=self._displaced,
+            taken=dict(zip(Criticality, self._taken, strict=True)),
+            refused=dict(zip(Criticality, self._refused, strict=True)),
+            standing=self._standing.standing,
+            standing_shed=self._standing_shed,
+            service_s=self._service.quantile_s,
+            workers=self._limit.limit,
+            baseline_s=self._limit.baseline_s,
         )
 
     def refusal(self, demand: Demand, now: float) -> Reason | None:
         """Why an offer made now would be refused; None when it would not."""
         if self._busy < self._limit.limit:
             return None
-        return self._no_room(demand.criticality) or self._infeasible(demand, now)
+        if not self._has_room(demand.criticality) and not self._can_displace(demand, now):
+            return self._no_room(demand.criticality)
+        return self._infeasible(demand, now)
 
-    def _no_room(self, criticality: Criticality) -> Reason | None:
-        if self._queued < self._room[criticality] or self._lowest_below(criticality) is not None:
-            return None
+    def turn_away(self, demand: Demand, now: float) -> Reason | None:
+        """The same for a call that will not be offered then: it is counted as refused."""
+        reason = self.refusal(demand, now)
+        if reason is not None:
+            self._refused[demand.criticality] += 1
+        return reason
+
+    def _has_room(self, criticality: Criticality) -> bool:
+        return len(self._waiting) < self._room[criticality]
+
+    def _no_room(self, criticality: Criticality) -> Reason:
         if self._policy.queue_capacity == 0 and self._policy.limit.kind is not LimitKind.FIXED:
             return Reason.CONCURRENCY_LIMIT
         sheds_early = self._room[criticality] < self._policy.queue_capacity
@@ -178,7 +234,7 @@ class Admission(Generic[Ticket]):
     def _infeasible(self, demand: Demand, now: float) -> Reason | None:
         if demand.deadline is None or not self._service_is_known:
             return None
-        ends_at = now + self._expected_wait_s(demand.criticality, now) + self._service.quantile_s
+        ends_at = now + self._expected_wait_s(demand, now) + self._service.quantile_s
         return Reason.DEADLINE_INFEASIBLE if ends_at > demand.deadline else None
 
     @property
@@ -187,34 +243,74 @@ class Admission(Generic[Ticket]):
             self._policy.feasibility_quantile is not None and self._service.observations >= OBSERVATIONS_MIN
         )
 
-    def _expected_wait_s(self, criticality: Criticality, now: float) -> float:
-        """How long the next call of the class would wait.
+    def _expected_wait_s(self, demand: Demand, now: float) -> float:
+        """How long the next call of the class and the client would wait.
 
         The queue drains as fast as it was seen to, or as fast as all workers together could by the mean
         service time (Little's law), whichever is faster: after a quiet time little has drained, and that
         says nothing about what could.
         """
-        ahead = sum(len(queue) for queue in self._queues[criticality:])
+        ahead = sum(map(len, self._queues[demand.criticality + 1 :]))
+        queue = self._queues[demand.criticality]
+        if len(queue):
+            ahead += queue.ahead_of_next(self._cohorts.of(demand.client, now))
         could_per_s = self._limit.limit / max(self._service.mean_s, 1e-9)
         return (ahead + 1) / max(self._drain.per_second(now), could_per_s)
 
     def offer(self, ticket: Ticket, demand: Demand, now: float) -> Offer[Ticket]:
         """Ask for a worker. STARTED took one; QUEUED will be handed out by a later `grant`.
 
-        The displaced ticket, if any, has left the queue; tell it SHED_BY_CRITICALITY.
+        The displaced ticket, if any, has left the queue.
         """
         if self._busy < self._limit.limit:
             self._busy += 1
+            self._taken[demand.criticality] += 1
             return _STARTED
-        if (reason := self.refusal(demand, now)) is not None:
+        if (reason := self.turn_away(demand, now)) is not None:
             return Offer(Admitted.REFUSED, reason)
-        criticality = demand.criticality
-        full = self._queued >= self._room[criticality]
-        displaced = self._displace_below(criticality) if full else None
-        self._queues[criticality][ticket] = None
-        self._demands[ticket] = demand
-        self._queued += 1
-        return _QUEUED if displaced is None else Offer(Admitted.QUEUED, displaced=displaced)
+        offer = _QUEUED if self._has_room(demand.criticality) else self._in_place_of_another(demand)
+        place = _Place(demand, self._cohorts.of(demand.client, now), now)
+        self._queues[demand.criticality].add(ticket, place.cohort)
+        self._waiting[ticket] = place
+        return offer
+
+    def _in_place_of_another(self, demand: Demand) -> Offer[Ticket]:
+        """A place that a call has to leave which would be served after the others of its cohort."""
+        lower = self._lowest_below(demand.criticality)
+        if lower is not None:
+            queue, reason = lower, Reason.SHED_BY_CRITICALITY
+        else:
+            queue, reason = self._queues[demand.criticality], Reason.FAIR_SHARE
+        which = Which.NEWEST
+        if self._serves is Which.NEWEST:
+            which = Which.OLDEST
+            reason = Reason.QUEUE_STANDING if lower is None else reason
+        displaced = queue.take_from_longest(which)
+        self._give_up(displaced)
+        self._displaced += 1
+        return Offer(Admitted.QUEUED, reason, displaced)
+
+    @property
+    def _serves(self) -> Which:
+        newest = self._policy.queue_order is QueueOrder.ADAPTIVE_LIFO and self._standing.standing
+        return Which.NEWEST if newest else Which.OLDEST
+
+    def _can_displace(self, demand: Demand, now: float) -> bool:
+        """Whether a call that waits would have to make room."""
+        if self._lowest_below(demand.criticality) is not None:
+            return True
+        queue = self._queues[demand.criticality]
+        if self._serves is Which.NEWEST:
+            return len(queue) > 0
+        # One more would still not be as many as the longest: else the two would only change places.
+        return queue.longest > queue.waiting_of(self._cohorts.of(demand.client, now)) + 1
+
+    def take_spare(self) -> bool:
+        """Take a worker that is free and that nobody waits for; give it back like any other."""
+        if self._waiting or self._busy >= self._limit.limit:
+            return False
+        self._busy += 1
+        return True
 
     def release(self, outcome: LoadSign, held_s: float, now: float) -> None:
         """Give back a worker that was held for so long; ask `grant` who gets it until it says None."""
@@ -229,15 +325,37 @@ class Admission(Generic[Ticket]):
         self._busy -= 1
 
     def grant(self, now: float) -> Grant[Ticket] | None:
-        """The next ticket, when there is a worker for it: the first of the highest class that waits."""
-        if not self._queued or self._busy >= self._limit.limit:
+        """The next ticket, when there is a worker for it: of the highest class, of the cohort whose turn it
+        is. While the queue stands it may be one that is shed, of the lowest class."""
+        if not self._waiting:
+            self._standing.observe(0.0, now)
             return None
+        if self._busy >= self._limit.limit:
+            return None
+        self._standing.observe(now - next(iter(self._waiting.values())).since, now)
+        if self._policy.standing_shed is StandingShed.CODEL and self._standing.shed_one(now):
+            return self._shed_standing()
         queue = next(queue for queue in reversed(self._queues) if queue)
-        ticket, _ = queue.popitem(last=False)
-        refusal = self._too_late(self._forget(ticket).deadline, now)
+        ticket = queue.take(self._serves)
+        demand = self._waiting.pop(ticket).demand
+        refusal = self._too_late(demand.deadline, now)
         if refusal is None:
             self._busy += 1
+            self._taken[demand.criticality] += 1
+        else:
+            self._refused[demand.criticality] += 1
         return Grant(ticket, refusal)
+
+    def _shed_standing(self) -> Grant[Ticket]:
+        queue = next(queue for queue in self._queues if queue)
+        ticket = queue.take_from_longest(Which.OLDEST)
+        self._give_up(ticket)
+        self._standing_shed += 1
+        return Grant(ticket, Reason.QUEUE_STANDING)
+
+    def _give_up(self, ticket: Ticket) -> None:
+        """A ticket that was taken off its queue gets no worker."""
+        self._refused[self._waiting.pop(ticket).demand.criticality] += 1
 
     def _too_late(self, deadline: float | None, now: float) -> Reason | None:
         if deadline is None:
@@ -249,25 +367,12 @@ class Admission(Generic[Ticket]):
 
     def withdraw(self, ticket: Ticket) -> None:
         """Take a waiting ticket off the queue (its caller went away or its deadline passed)."""
-        if ticket in self._demands:
-            del self._queues[self._forget(ticket).criticality][ticket]
+        place = self._waiting.pop(ticket, None)
+        if place is not None:
+            self._queues[place.demand.criticality].remove(ticket, place.cohort)
 
-    def _lowest_below(self, criticality: Criticality) -> OrderedDict[Ticket, None] | None:
+    def _lowest_below(self, criticality: Criticality) -> FairQueue[Ticket] | None:
         return next((queue for queue in self._queues[:criticality] if queue), None)
-
-    def _displace_below(self, criticality: Criticality) -> Ticket | None:
-        queue = self._lowest_below(criticality)
-        if queue is None:
-            return None
-        # The newest has waited least, so the least is lost with it.
-        ticket, _ = queue.popitem(last=True)
-        self._forget(ticket)
-        self._displaced += 1
-        return ticket
-
-    def _forget(self, ticket: Ticket) -> Demand:
-        self._queued -= 1
-        return self._demands.pop(ticket)
 
     def open_stream(self) -> bool:
         """Count one more streaming call, unless there are too many."""
@@ -285,10 +390,19 @@ class Admission(Generic[Ticket]):
         return self._drain.per_second(now)
 
     def pushback_s(self, now: float, rng: Random) -> float:
-        """When a refused caller should return: the time the queue needs to empty, times 0.5 to 1.5."""
+        """When a refused caller should return: once the queue is empty and those told before had their turn.
+
+        Each refusal books the next free turn at the drain rate, so that a spike's callers come back one after
+        another and not all when the queue is empty, to be refused again. Jittered by 0.75 to 1.25.
+        """
         rate = self._drain.per_second(now)
-        drained_in_s = (self._queued + 1) / rate if rate > 0.0 else PUSHBACK_UNKNOWN_S
-        return min(PUSHBACK_MAX_S, max(PUSHBACK_MIN_S, drained_in_s)) * rng.uniform(0.5, 1.5)
+        if rate <= 0.0:
+            return PUSHBACK_UNKNOWN_S * rng.uniform(0.5, 1.5)
+        turn_s = 1.0 / rate
+        emptied_at = now + (len(self._waiting) + 1) * turn_s
+        # Not all who are told return: what is booked ahead is bounded.
+        self._told_until = min(max(self._told_until + turn_s, emptied_at), now + PUSHBACK_MAX_S)
+        return max(PUSHBACK_MIN_S, self._told_until - now) * rng.uniform(0.75, 1.25)
 
     def stream_pushback_s(self, rng: Random) -> float:
         """When a refused streaming call should return; how long the others will last, nobody can know."""

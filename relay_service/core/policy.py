@@ -68,6 +68,38 @@ class RetryPolicy:
 
 NO_RETRY = RetryPolicy(max_attempts=1)
 
+HEDGE_QUANTILE = 0.95
+"""With it at most one call in twenty is hedged."""
+
+
+@dataclass(frozen=True, slots=True)
+class HedgePolicy:
+    """When a second attempt is made beside a first that is still under way. Off is no `HedgePolicy`.
+
+    Source: gRFC A6 for attempts, delay and codes; "The Tail at Scale" (Dean and Barroso, CACM 2013) for
+    waiting until the attempt is slower than most.
+    """
+
+    max_attempts: int = 2
+    """No hedge is made once the call has made so many attempts of any kind, the first included."""
+    quantile: float | None = HEDGE_QUANTILE
+    """Hedge an attempt that takes longer than this share of the method's attempts do. None learns nothing:
+    ``min_delay_s`` is then the whole wait, as in gRPC."""
+    min_delay_s: float = 0.01
+    """The shortest wait before a hedge."""
+    min_samples: int = 100
+    """So many attempts must have been answered before the quantile says anything."""
+    non_fatal_codes: frozenset[Code] | None = None
+    """Any other answer ends the call, as in gRPC. None goes by the evidence: what is not definite waits
+    for the other attempts."""
+
+    def __post_init__(self) -> None:
+        _at_least("hedging.max_attempts", self.max_attempts, 2)
+        _at_least("hedging.min_delay_s", self.min_delay_s, 0)
+        _at_least("hedging.min_samples", self.min_samples, 1)
+        if self.quantile is not None and not 0 < self.quantile < 1:
+            raise ValueError(f"hedging.quantile must be between 0 and 1, not {self.quantile}")
+
 
 @dataclass(frozen=True, slots=True)
 class RetryBudgetPolicy:
@@ -170,6 +202,8 @@ class MethodPolicy:
     attempt_timeout_s: float | None = 5.0
     """The longest one attempt may take; None leaves it the time to the deadline."""
     retry: RetryPolicy = RetryPolicy()
+    hedging: HedgePolicy | None = None
+    """None never hedges. Only unary calls that may harmlessly be executed twice are."""
     replay_buffer_bytes: int = 64 * 1024
     """How much of a streaming request is kept for a retry; 0 never retries a streaming call."""
     max_message_bytes: int = 4 * 1024 * 1024
@@ -216,6 +250,50 @@ class LimitPolicy:
         _positive_or_off("limit.latency_objective_s", self.latency_objective_s)
 
 
+class QueueOrder(Enum):
+    """Which of a client's waiting calls is served first; the classes come before this."""
+
+    FIFO = "fifo"
+    """The oldest."""
+    ADAPTIVE_LIFO = "adaptive-lifo"
+    """The oldest, but the newest while the queue stands: it still has time."""
+
+
+class StandingShed(Enum):
+    """What becomes of the calls in a queue that stands."""
+
+    NONE = "none"
+    """They wait to their deadlines."""
+    CODEL = "codel"
+    """They are refused one after the other, the sooner the longer it stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientQuota:
+    """A token bucket: ``rate_per_s`` calls a second, and ``burst`` at once."""
+
+    rate_per_s: float
+    burst: float
+
+    def __post_init__(self) -> None:
+        _positive("rate_per_s", self.rate_per_s)
+        _at_least("burst", self.burst, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class ClientsPolicy:
+    """How many calls clients may make. None and nothing named is off."""
+
+    default: ClientQuota | None = None
+    """Each client that is not named has one of these; those that give no name share one."""
+    named: Mapping[str, ClientQuota] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if "" in self.named:
+            raise ValueError("named must not hold an empty name: default is for those that give none")
+        object.__setattr__(self, "named", MappingProxyType(dict(self.named)))
+
+
 @dataclass(frozen=True, slots=True)
 class AdmissionPolicy:
     """How much the relay takes on at once. There is no unlimited: off is `WIDE_OPEN`."""
@@ -234,6 +312,12 @@ class AdmissionPolicy:
     feasibility_quantile: float | None = 0.9
     """A call that would have to wait is refused when its expected wait and this quantile of the service
     time exceed what is left of its deadline; None refuses none for that."""
+    queue_order: QueueOrder = QueueOrder.FIFO
+    standing_shed: StandingShed = StandingShed.NONE
+    standing_target_s: float = 0.05
+    """The queue stands when its oldest call has waited longer than this for a whole interval."""
+    standing_interval_s: float = 0.2
+    """Also the time from the first call that is shed to the second."""
 
     @property
     def workers_max(self) -> int:
@@ -248,6 +332,8 @@ class AdmissionPolicy:
         _share("sheddable_plus_share", self.sheddable_plus_share)
         if self.feasibility_quantile is not None:
             _share("feasibility_quantile", self.feasibility_quantile)
+        _positive("standing_target_s", self.standing_target_s)
+        _positive("standing_interval_s", self.standing_interval_s)
 
 
 WIDE_OPEN = AdmissionPolicy(queue_capacity=0, workers=100_000, max_streams=100_000)
@@ -354,13 +440,14 @@ class RelayPolicy:
     methods: Mapping[str, MethodPolicy] = field(default_factory=dict)
     routes: tuple[Route, ...] = ()
     admission: AdmissionPolicy = AdmissionPolicy()
-    callers: CallersPolicy = CallersPolicy()
     budget: RetryBudgetPolicy | None = RetryBudgetPolicy()
     throttling: RetryThrottling | None = None
     breakers: Mapping[str, BreakerPolicy] = field(default_factory=dict)
     jobs: JobPolicy = field(default_factory=JobPolicy)
     max_hops: int = 3
     """Relays a call may pass through, this one included, before it is taken for a loop."""
+    clients: ClientsPolicy | None = None
+    callers: CallersPolicy = CallersPolicy()
     keys: KeyLimits = field(default_factory=KeyLimits)
     dead_letters: LetterPolicy = field(default_factory=LetterPolicy)
     _default_method: MethodPolicy = field(init=False, repr=False, compare=False)
@@ -398,6 +485,11 @@ class RelayPolicy:
             or self.methods.get(full_method.rpartition("/")[0])
             or self._default_method
         )
+
+    @property
+    def hedges(self) -> bool:
+        """Whether any method may be hedged."""
+        return any(method.hedging is not None for method in self.methods.values())
 
     def route(self, full_method: str) -> str | None:
         """The name of the upstream ``package.Service/Method`` goes to; None when no route matches."""

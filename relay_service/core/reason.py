@@ -16,6 +16,15 @@ class Reason(Enum):
         Code.RESOURCE_EXHAUSTED,
         "there is no room in the queue for a call of this class",
     )
+    FAIR_SHARE = (
+        Code.RESOURCE_EXHAUSTED,
+        "the queue is full and more of the calls in it are this client's than of the one that took its place",
+    )
+    CLIENT_QUOTA = Code.RESOURCE_EXHAUSTED, "the client has used up its quota of calls"
+    QUEUE_STANDING = (
+        Code.RESOURCE_EXHAUSTED,
+        "the queue has not emptied for too long, and this call was chosen to leave it",
+    )
     CONCURRENCY_LIMIT = (
         Code.RESOURCE_EXHAUSTED,
         "as many attempts are under way as the adaptive limit allows, and there is no queue",

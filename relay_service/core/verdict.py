@@ -60,6 +60,12 @@ class Verdict:
     evidence: Evidence | None = None
     attempts: int = 0
     pushback_s: float | None = None
+    hedges: int = 0
+    """How many of the attempts were hedges."""
+    hedge_won: bool = False
+    """Whether the status is a hedge's answer."""
+    subject: str = "relay"
+    """Whose limit was reached, when one was: the relay's or ``client:NAME``'s."""
     key_status: KeyStatus | None = None
     """None without a key, and where the key is free again or somebody else's."""
 
@@ -76,10 +82,17 @@ class Verdict:
 
     @property
     def decision(self) -> str:
-        """What the relay did: the name of its reason, else ``REPLAYED``, ``COALESCED``, ``RETRIED`` or
-        ``FORWARDED``."""
+        """What the relay did: its reason, else ``REPLAYED``, ``COALESCED``, ``HEDGED`` (a hedge won),
+        ``RETRIED`` or ``FORWARDED``."""
         if self.reason is not None:
             return self.reason.name
         if self.key_status in _SHARED:
             return _SHARED[self.key_status]
-        return "RETRIED" if self.attempts > 1 else "FORWARDED"
+        if self.hedge_won:
+            return "HEDGED"
+        return "RETRIED" if self.retries else "FORWARDED"
+
+    @property
+    def retries(self) -> int:
+        """Attempts made because earlier ones failed."""
+        return max(0, self.attempts - 1 - self.hedges)

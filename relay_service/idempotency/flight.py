@@ -13,34 +13,25 @@ or a claim whose lease runs out: an outcome nobody knows.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import uuid
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import asdict, dataclass
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
 
-from relay_service import contract
 from relay_service.core.idempotency import Decision, Record, Scope, decide
-from relay_service.core.job import DeadLetter, LetterState, Work
 from relay_service.core.key_policy import InFlight
-from relay_service.core.letter_policy import LetterPolicy
 from relay_service.core.reason import Reason
-from relay_service.core.settlement import Bury, Keep, LeaveAmbiguous, Release, settlement_of
 from relay_service.core.status import Code
 from relay_service.core.verdict import KeyStatus, Origin, Verdict
 from relay_service.fault_points import FaultPoint
 from relay_service.idempotency.answer import Answer, UnreadableAnswerError
-from relay_service.idempotency.caller import KeyedCall, message_of
-from relay_service.idempotency.counters import KeyCounters, StoreTimes
+from relay_service.idempotency.books import Books
+from relay_service.idempotency.caller import KeyedCall
 from relay_service.idempotency.intent import Intent
 from relay_service.idempotency.leases import Leases
 from relay_service.idempotency.outcome import Outcome, executed, refused, replayed
 from relay_service.idempotency.work import KeyedWork, NoWork, WorkObserver, WorkOrder
-from relay_service.stores.interface import Claim, Claimed, Store, StoreError, StoreUnavailableError
-
-STORE_PATIENCE_S = 2.0
-"""A store that has not answered for so long is unavailable, whatever it says later."""
+from relay_service.stores.interface import Claim, Claimed, StoreError
 
 CHANGED_WAIT_S = 30.0
 """How long the news of another relay's call are waited for before the key is looked up again."""
@@ -52,8 +43,6 @@ _REFUSALS = {
     Decision.DEAD_LETTERED: Reason.IDEMPOTENCY_KEY_DEAD_LETTERED,
     Decision.QUEUED: Reason.IDEMPOTENCY_IN_PROGRESS,
 }
-
-Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
@@ -73,12 +62,9 @@ class Ground:
     """What all flights of a relay share."""
 
     host: FlightHost
-    store: Store
+    books: Books
     leases: Leases
-    letters: LetterPolicy
-    counters: KeyCounters
     reached: FaultPoint
-    store_took: StoreTimes
     landed: Callable[[Flight], None]
 
 
@@ -149,7 +135,7 @@ class Flight:
         callers, self._callers = self._callers, {}
         if outcome is None:
             return
-        self._ground.counters.coalesced += max(0, len(callers) - 1)
+        self._ground.books.counters.coalesced += max(0, len(callers) - 1)
         for caller in callers:
             caller.settle(outcome)
 
@@ -172,13 +158,15 @@ class Flight:
         try:
             outcome = await self._fly()
         except StoreError as error:
-            self._ground.counters.store_errors += 1
+            self._ground.books.counters.store_errors += 1
             log.warning("a key could not be looked up or claimed: %s", error)
             outcome = self._refused(Reason.STORE_UNAVAILABLE)
         except Exception:
             log.exception("a keyed call broke")
             outcome = self._refused(Reason.OUTCOME_UNKNOWN)
         finally:
+            if self._work is not None and not self._work.over:  # only where this task broke or was ended
+                self._work.give_up(Reason.DRAINING)
             self._ground.landed(self)  # who comes from now on looks up what was stored
             self._tell(outcome)
             self._return_observer()
@@ -186,17 +174,17 @@ class Flight:
 
     async def _fly(self) -> Outcome | None:
         while self._still_waited_for():
-            record = await self._ask("look_up", self._ground.store.look_up(self.scope))
+            record = await self._ground.books.look_up(self.scope)
             self._ground.reached("looked-up")
             if record is not None and await self._ground.leases.let_go_of_stray(record):
                 continue
-            now = self._ground.store.now()
+            now = self._ground.books.store.now()
             decision = decide(record, self.fingerprint, now, repeatable=self._repeatable)
             self._outcome_open = decision is Decision.EXECUTE and record is not None
             if decision is Decision.EXECUTE or record is None:
-                outcome = await self._execute() if self._callers else None
+                outcome = await self._execute(record.fence if record else 0) if self._callers else None
             else:
-                self._ground.counters.decisions[decision] += 1
+                self._ground.books.counters.decisions[decision] += 1
                 outcome = await self._without_claim(decision, record)
             if outcome is not None:
                 return outcome
@@ -213,11 +201,19 @@ class Flight:
     async def _without_claim(self, decision: Decision, record: Record) -> Outcome | None:
         """What those get whose key is not free; None to look again."""
         if decision is Decision.REPLAY:
-            return _replay(record)
+            return self._replay(record)
         if decision is Decision.WAIT:
             return await self._wait_for(record)
         letter_id = record.reference if decision is Decision.DEAD_LETTERED else ""
         return refused(_REFUSALS[decision], self.scope.method, letter_id=letter_id)
+
+    def _replay(self, record: Record) -> Outcome:
+        try:
+            answer = Answer.decode(record.answer or b"")
+        except UnreadableAnswerError as error:
+            log.warning("a stored answer cannot be replayed: %s", error)
+            return refused(Reason.OUTCOME_UNKNOWN, self.scope.method)
+        return replayed(answer, record.first_seen, self._ground.books.store.durability.name)
 
     async def _wait_for(self, record: Record) -> Outcome | None:
         """Another relay has it: all here are duplicates in flight."""
@@ -227,7 +223,7 @@ class Flight:
             return None
         latest = self._latest()
         wait_s = CHANGED_WAIT_S if latest is None else max(0.0, latest - self._ground.host.now())
-        changed = self._ground.store.changed(self.scope, record.fence, min(wait_s, CHANGED_WAIT_S))
+        changed = self._ground.books.store.changed(self.scope, record.fence, min(wait_s, CHANGED_WAIT_S))
         self._elsewhere = asyncio.ensure_future(changed)
         try:
             await self._elsewhere
@@ -238,38 +234,43 @@ class Flight:
             self._elsewhere = None
         return None
 
-    async def _execute(self) -> Outcome | None:
+    async def _execute(self, fence_before: int) -> Outcome | None:
         """Admission, claim, attempts, settlement; None when somebody else was faster."""
         leader = self._leader = next(iter(self._callers))
-        observer = WorkObserver(leader.lend_observer(), self._ground.leases.owner, self._ground.store.now)
+        observer = WorkObserver(
+            leader.lend_observer(), self._ground.leases.owner, self._ground.books.store.now
+        )
         try:
             order = WorkOrder(leader.intent, self.scope.key, self._framed, self._outcome_open)
             work = self._work = self._ground.host.start_work(order, observer)
         except NoWork as refusal:
             return self._refused(refusal.reason, refusal.pushback_s)
         work.somebody_waits(self._latest())
-        outcome = await self._claim_and_carry(leader.intent, work)
+        outcome = await self._claim_and_carry(leader.intent, work, fence_before)
         if outcome is None:  # another round, perhaps in another caller's name
             self._return_observer()
         return outcome
 
-    async def _claim_and_carry(self, intent: Intent, work: KeyedWork) -> Outcome | None:
+    async def _claim_and_carry(self, intent: Intent, work: KeyedWork, fence_before: int) -> Outcome | None:
         if not await work.worker():
             return await self._never_dispatched(work)
         ground = self._ground
         claim = Claim(
             self.scope, self.fingerprint, ground.leases.owner, ground.leases.lease_s, self._repeatable
         )
+        stray = ground.leases.stop_seeking(self.scope)
         try:
-            claimed = await self._ask("claim", ground.store.claim(claim))
+            claimed = await ground.books.claim(claim)
         except StoreError:
-            ground.leases.maybe_claimed(self.scope)
+            ground.leases.lose(self.scope, fence_before)
             work.give_up(Reason.STORE_UNAVAILABLE)
             raise
         ground.reached("claimed")
-        ground.counters.decisions[claimed.decision] += 1
         if claimed.decision is not Decision.EXECUTE:
             work.give_up(Reason.IDEMPOTENCY_IN_PROGRESS)
+            if stray is not None and ground.leases.is_ours_since(claimed.record, stray.after_fence):
+                ground.leases.seek(self.scope, stray)  # it turned up: look again, and let go of it
+                return None
             return await self._without_claim(claimed.decision, claimed.record)
         ground.leases.hold(self.scope, claimed.record.fence)
         try:
@@ -285,107 +286,30 @@ class Flight:
         verdict = await work.ended()
         self._ground.reached("answered")
         answer = work.catcher.answer
-        first_seen = claimed.record.first_seen
         if answer is not None:
-            self.unsettled = executed(answer, verdict, KeyStatus.UNKNOWN, first_seen)
-        status, letter_id = await self._settle(intent, work, verdict, claimed.record)
+            self.unsettled = executed(answer, verdict, KeyStatus.UNKNOWN)
+        settled = await self._ground.books.settle(intent, self._framed, work, verdict, claimed.record)
         self.unsettled = None
         self._ground.reached("settled")
         if answer is None or _ran_out_of_time(verdict):
             return None
-        return executed(answer, verdict, status, first_seen, letter_id)
+        return executed(
+            answer,
+            verdict,
+            settled.status,
+            first_seen=claimed.record.first_seen,
+            letter_id=settled.letter_id,
+            durability=self._ground.books.store.durability.name,
+        )
 
     async def _never_dispatched(self, work: KeyedWork) -> Outcome | None:
         """It ended in the queue: all share the refusal, unless only its first caller's time was up."""
         verdict = await work.ended()
         answer = work.catcher.answer
-        return None if answer is None or _ran_out_of_time(verdict) else executed(answer, verdict, None, 0.0)
-
-    # The end of a claim -------------------------------------------------------------------------
-
-    async def _settle(
-        self, intent: Intent, work: KeyedWork, verdict: Verdict, record: Record
-    ) -> tuple[KeyStatus | None, str]:
-        """Write what became of it; the caller's key status, and the id of the dead letter it became."""
-        ground = self._ground
-        settlement = settlement_of(verdict, intent.keys, ground.letters)
-        store, scope, fence = ground.store, self.scope, record.fence
-        letter_id = ""
-        status: KeyStatus | None
-        match settlement:
-            case Keep(keep_s, then):
-                assert work.catcher.answer is not None, "what is definite was answered"  # noqa: S101 (states that cannot be)
-                encoded = work.catcher.answer.encode()
-                name, status, writing = (
-                    "kept",
-                    KeyStatus.EXECUTED,
-                    store.finish(scope, fence, encoded, keep_s, then),
-                )
-            case Release():
-                name, status, writing = "released", None, store.release(scope, fence)
-            case LeaveAmbiguous():
-                name, status = "ambiguous", KeyStatus.UNKNOWN
-                writing = store.leave_ambiguous(scope, fence)
-            case Bury(_):
-                letter = self._letter(intent, work, verdict, record, settlement)
-                letter_id = letter.id
-                keep_s = ground.letters.keep_s
-                name, status = "dead_lettered", KeyStatus.UNKNOWN
-                writing = store.put_letter(letter, scope, fence, keep_s)
-        try:
-            written = await self._ask("settle", writing)
-        except StoreError as error:
-            ground.counters.store_errors += 1
-            ground.counters.settled["lost"] += 1
-            log.warning("the outcome of a key could not be stored: %s", error)
-            return KeyStatus.UNKNOWN, ""
-        ground.counters.settled[name if written else "lost"] += 1
-        if not written:
-            ground.counters.stale += 1
-            return KeyStatus.UNKNOWN, ""
-        return status, letter_id
-
-    def _letter(
-        self, intent: Intent, work: KeyedWork, verdict: Verdict, record: Record, bury: Bury
-    ) -> DeadLetter:
-        now = self._ground.store.now()
-        trace_id = work.watched.trace_id
-        return DeadLetter(
-            id=str(uuid.uuid4()),
-            work=Work(
-                tenant=self.scope.tenant,
-                method=self.scope.method,
-                request=message_of(self._framed, intent.head, intent.policy),
-                metadata=contract.without_credentials(intent.head.metadata),
-                key=self.scope.key,
-                fingerprint=self.fingerprint,
-                traceparent=f"00-{trace_id}-{trace_id[:16]}-00",
-            ),
-            cause=bury.cause,
-            state=LetterState.OPEN,
-            died_at=now,
-            expires_at=now + self._ground.letters.keep_s,
-            submitted_at=record.changed_at,
-            attempts=verdict.attempts,
-            tries=tuple(work.watched.tries),
-            code=verdict.code,
-            message=verdict.message,
-            policy=json.dumps(asdict(intent.policy), default=str),
-        )
-
-    async def _ask(self, operation: str, answer: Awaitable[Result]) -> Result:
-        """An answer of the store, within its patience."""
-        started = self._ground.host.now()
-        try:
-            async with asyncio.timeout(STORE_PATIENCE_S):
-                return await answer
-        except TimeoutError:
-            raise StoreUnavailableError(f"no answer to {operation} within {STORE_PATIENCE_S:g} s") from None
-        finally:
-            self._ground.store_took(operation, self._ground.host.now() - started)
+        return None if answer is None or _ran_out_of_time(verdict) else executed(answer, verdict, None)
 
     def _refused(self, reason: Reason, pushback_s: float | None = None) -> Outcome:
-        possible = self._outcome_open or self.attempts > 0
+        possible = self._outcome_open or self.under_way or self.attempts > 0
         return refused(reason, self.scope.method, pushback_s=pushback_s, effect_possible=possible)
 
     def _return_observer(self) -> None:
@@ -398,12 +322,3 @@ def _ran_out_of_time(verdict: Verdict) -> bool:
     """Whether it was given up at a deadline. That is the answer of those whose deadline it was, and they
     have it; whoever waits longer is owed another look."""
     return verdict.code is Code.DEADLINE_EXCEEDED and verdict.origin is Origin.RELAY
-
-
-def _replay(record: Record) -> Outcome:
-    try:
-        answer = Answer.decode(record.answer or b"")
-    except UnreadableAnswerError as error:
-        log.warning("a stored answer cannot be replayed: %s", error)
-        return refused(Reason.OUTCOME_UNKNOWN, record.scope.method)
-    return replayed(answer, record.first_seen)

@@ -13,6 +13,7 @@ from relay_service.core.key_policy import InFlight, KeyLimits
 from relay_service.core.letter_policy import LetterPolicy
 from relay_service.core.reason import Reason
 from relay_service.fault_points import FaultPoint, nowhere
+from relay_service.idempotency.books import Books
 from relay_service.idempotency.caller import KeyedCall
 from relay_service.idempotency.counters import KeyCounters, KeysState, StoreTimes, untimed
 from relay_service.idempotency.flight import Flight, FlightHost, Ground
@@ -67,12 +68,9 @@ class Keys:
         self._waiting = 0
         self._ground = Ground(
             host,
-            setup.store,
+            Books(setup.store, letters, self.counters, setup.store_took, host.now),
             self._leases,
-            letters,
-            self.counters,
             setup.reached,
-            setup.store_took,
             self._landed,
         )
 

@@ -27,6 +27,9 @@ _STATUS = {
 }
 
 
+_KEPT = frozenset({KeyStatus.EXECUTED, KeyStatus.REPLAYED, KeyStatus.COALESCED})
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """One answer and what it means: the verdict of whoever had it executed, and that of all the others."""
@@ -37,12 +40,16 @@ class Outcome:
     first_seen: float | None = None
     """Unix seconds: when the key was first claimed, told to those who get somebody else's answer."""
     letter_id: str = ""
+    durability: str = ""
+    """What it means that the answer is kept: the store's word for it."""
 
     def trailers(self, verdict: Verdict) -> Headers:
         """What the answer of a caller with this verdict says besides the answer itself."""
         more = []
         if verdict.key_status is not None:
             more.append((contract.KEY_STATUS, verdict.key_status.value.encode()))
+            if self.durability and verdict.key_status in _KEPT:
+                more.append((contract.DURABILITY, self.durability.encode()))
             shared = verdict.key_status in (KeyStatus.REPLAYED, KeyStatus.COALESCED)
             if shared and self.first_seen is not None:
                 more.append((contract.FIRST_SEEN, _timestamp(self.first_seen)))
@@ -52,7 +59,13 @@ class Outcome:
 
 
 def executed(
-    answer: Answer, verdict: Verdict, status: KeyStatus | None, first_seen: float, letter_id: str = ""
+    answer: Answer,
+    verdict: Verdict,
+    status: KeyStatus | None,
+    *,
+    first_seen: float | None = None,
+    letter_id: str = "",
+    durability: str = "",
 ) -> Outcome:
     """The call was carried to its end here; ``status`` is that of its key afterwards."""
     shared = KeyStatus.COALESCED if status is KeyStatus.EXECUTED else status
@@ -63,10 +76,11 @@ def executed(
         replace(verdict, key_status=shared, attempts=0),
         first_seen,
         letter_id,
+        durability,
     )
 
 
-def replayed(answer: Answer, first_seen: float) -> Outcome:
+def replayed(answer: Answer, first_seen: float, durability: str) -> Outcome:
     """The store had the answer."""
     fate = Fate.OK if answer.code is Code.OK else Fate.ERROR
     verdict = Verdict(
@@ -77,7 +91,7 @@ def replayed(answer: Answer, first_seen: float) -> Outcome:
         evidence=Evidence.DEFINITE,
         key_status=KeyStatus.REPLAYED,
     )
-    return Outcome(answer, verdict, verdict, first_seen)
+    return Outcome(answer, verdict, verdict, first_seen, durability=durability)
 
 
 def refused(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from relay_service.core.call import Aborted, Begin, Call, Cancelled, DeadlinePassed, Event, State
+from relay_service.core.call import Call, State
+from relay_service.core.events import Aborted, Begin, Cancelled, DeadlinePassed, Event
 from relay_service.core.evidence import Evidence
 from relay_service.core.job import Try
 from relay_service.core.reason import Reason
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 FIRST_TRIES = 3
 LAST_TRIES = 20
+TIMER_SLACK_S = 0.001
+"""Times that are closer are the same: they were reckoned in different ways."""
 """Of a history: its beginning tells what went wrong, its end how it stands."""
 
 
@@ -73,6 +77,10 @@ class WorkObserver:
         """See `relay_service.ports.CallObserver`."""
         return self._observer.attempt_started(number, upstream, now)
 
+    def hedge_started(self, number: int, upstream: str, now: float) -> Headers:
+        """See `relay_service.ports.CallObserver`."""
+        return self._observer.hedge_started(number, upstream, now)
+
     def attempt_ended(self, number: int, peer: str, end: AttemptEnd, evidence: Evidence, now: float) -> None:
         """See `relay_service.ports.CallObserver`."""
         self.tries.append(Try(self._store_now(), self._owner, end.code, end.message, end.delivery))
@@ -91,10 +99,19 @@ class KeyedWork(UnaryCall):
 
     It has no deadline of its own: it goes on as long as somebody waits (`somebody_waits`), and when nobody
     does an attempt under way has ``settle_s`` more to tell what became of it. State beyond the shared: the
-    worker that waits for the claim, and the timer of the time to settle.
+    worker that waits for the claim, until when anybody waits, and the timer of the time to settle.
     """
 
-    __slots__ = ("_begun", "_has_idle_worker", "_settle_s", "_settle_timer", "_worker", "catcher", "watched")
+    __slots__ = (
+        "_begun",
+        "_has_idle_worker",
+        "_settle_s",
+        "_settle_timer",
+        "_wanted_until",
+        "_worker",
+        "catcher",
+        "watched",
+    )
 
     def __init__(
         self, host: UnaryHost, plan: Plan, machine: Call, observer: WorkObserver, settle_s: float
@@ -105,6 +122,7 @@ class KeyedWork(UnaryCall):
         self._has_idle_worker = False
         self._begun = False
         self._settle_s = settle_s
+        self._wanted_until = math.inf
         self._settle_timer: TimerHandle | None = None
         super().__init__(host, plan, machine, self.catcher, observer)
 
@@ -148,6 +166,7 @@ class KeyedWork(UnaryCall):
         if self._settle_timer is not None:
             self._settle_timer.cancel()
             self._settle_timer = None
+        self._wanted_until = math.inf if until is None else until
         self._machine.move_deadline(until)
 
     def nobody_waits(self) -> None:
@@ -155,6 +174,7 @@ class KeyedWork(UnaryCall):
         if self.over:
             return
         now = self._host.now()
+        self._wanted_until = now
         self._machine.move_deadline(now)
         if self._machine.state is State.ATTEMPTING:
             settle_until = now + self._settle_s
@@ -165,6 +185,24 @@ class KeyedWork(UnaryCall):
     def time_to_settle_over(self) -> None:
         """The timer of the time to settle."""
         self._stop(DeadlinePassed())
+
+    def attempt_timed_out(self) -> None:
+        """The timer of the attempt under way. Who waits longer may have come since it was set: then it goes
+        on, up to its own limit."""
+        now = self._host.now()
+        limit_s = self._plan.policy.attempt_timeout_s
+        began = self._worker_since
+        limit = math.inf if limit_s is None or began is None else began + limit_s
+        given_up_at = min(limit, self._wanted_until + self._settle_s)
+        if now < given_up_at - TIMER_SLACK_S:
+            if given_up_at < math.inf:
+                self._attempt_timer = self._host.timers.call_at(
+                    given_up_at, type(self).attempt_timed_out, self
+                )
+        elif limit <= now + TIMER_SLACK_S:
+            super().attempt_timed_out()
+        else:
+            self._stop(DeadlinePassed())
 
     # What differs from a unary call -------------------------------------------------------------
 

@@ -77,6 +77,10 @@ class Listener:
         """See `CallObserver.attempt_started`."""
         return self._inner.attempt_started(number, upstream, now)
 
+    def hedge_started(self, number: int, upstream: str, now: float) -> Headers:
+        """See `CallObserver.hedge_started`."""
+        return self._inner.hedge_started(number, upstream, now)
+
     def attempt_ended(self, number: int, peer: str, end: AttemptEnd, evidence: Evidence, now: float) -> None:
         """Keep the worst delivery."""
         self.delivery = max(self.delivery, end.delivery, key=_WORST_LAST.index)

@@ -13,6 +13,7 @@ from relay_service.core.names import is_method_name
 from relay_service.core.policy import RelayPolicy
 from relay_service.core.reason import Reason
 from relay_service.fault_points import FaultPoint
+from relay_service.jobs.carrier import HINTS
 from relay_service.jobs.counters import JobCounters
 from relay_service.jobs.fullness import Fullness
 from relay_service.methods import MethodCatalog
@@ -28,11 +29,8 @@ ORDER_KEY_CHARS_MAX = 255
 METADATA_BYTES_MAX = 8 * 1024
 
 _METADATA_NAME = re.compile(r"[0-9a-z_.-]{1,255}")
-_RESERVED = frozenset({name.decode() for name in contract.TOLD_TO_OWN_SERVICES}) | {
-    BATCH_HINT,
-    "te",
-    "content-type",
-}
+_OURS = frozenset(name.decode() for name in contract.TOLD_TO_OWN_SERVICES)
+_RESERVED = _OURS | HINTS | {"te", "content-type"}
 _RESERVED_PREFIXES = ("grpc-", ":")
 _REASONS = {
     RecordState.IN_PROGRESS: Reason.IDEMPOTENCY_IN_PROGRESS,

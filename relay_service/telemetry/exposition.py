@@ -60,6 +60,18 @@ class AdmissionCollector(Collector):
         for criticality, count in state.queued.items():
             queued.add_metric([criticality.name], count)
         yield queued
+        for name, text, counts in (
+            ("relay_taken", "Calls and retries that were given a worker.", state.taken),
+            ("relay_turned_away", "Calls and retries that the admission refused or shed.", state.refused),
+        ):
+            counter = CounterMetricFamily(name, text, labels=["criticality"])
+            for criticality, count in counts.items():
+                counter.add_metric([criticality.name], count)
+            yield counter
+        yield GaugeMetricFamily("relay_queue_standing", "1 while the queue stands.", value=state.standing)
+        yield CounterMetricFamily(
+            "relay_standing_shed", "Calls shed because the queue stood.", value=state.standing_shed
+        )
         yield CounterMetricFamily(
             "relay_displaced", "Calls that lost their place in the queue to another.", value=state.displaced
         )
@@ -109,7 +121,12 @@ def _methods(snapshot: Snapshot) -> Iterator[Metric]:
         "relay_method_calls", "Calls that are over, by status code.", labels=["method", "code"]
     )
     attempts = CounterMetricFamily("relay_attempts", "Attempts made at upstreams.", labels=["method"])
-    retries = CounterMetricFamily("relay_retries", "Attempts after a call's first.", labels=["method"])
+    retries = CounterMetricFamily(
+        "relay_retries", "Attempts made because earlier ones failed.", labels=["method"]
+    )
+    hedges = CounterMetricFamily(
+        "relay_hedges", "Attempts made because earlier ones took long.", labels=["method"]
+    )
     durations = HistogramMetricFamily(
         "relay_call_duration_seconds",
         "How long calls took that ended with OK or an error, from their headers to their trailers.",
@@ -122,8 +139,9 @@ def _methods(snapshot: Snapshot) -> Iterator[Metric]:
             by_code.add_metric([*label, code], count)
         attempts.add_metric(label, stats.attempts)
         retries.add_metric(label, stats.retries)
+        hedges.add_metric(label, stats.hedges)
         durations.add_metric(label, *buckets(stats.latency))
-    yield from (received, by_code, attempts, retries, durations)
+    yield from (received, by_code, attempts, retries, hedges, durations)
 
 
 def _telemetry(stats: TelemetryStats) -> Iterator[Metric]:

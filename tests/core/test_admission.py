@@ -18,9 +18,10 @@ from relay_service.core.admission import (
     Grant,
 )
 from relay_service.core.criticality import Criticality
+from relay_service.core.fair_queue import Which
 from relay_service.core.limit import LoadSign
 from relay_service.core.pace import ServiceTime
-from relay_service.core.policy import AdmissionPolicy
+from relay_service.core.policy import AdmissionPolicy, QueueOrder, StandingShed
 from relay_service.core.reason import Reason
 
 PLAIN = Demand()
@@ -99,19 +100,32 @@ def test_a_worker_that_is_not_needed_goes_to_the_next_and_teaches_nothing() -> N
     assert (gate.busy, gate.drain_per_second(0.0)) == (1, 1.0)
 
 
-def test_pushback_follows_the_drain_rate_and_is_jittered() -> None:
+def draining(per_second: int) -> tuple[Admission[int], float]:
+    """A gate with ten waiting, which has drained steadily for three seconds; and the time."""
     gate = admission(workers=1, queue=10)
     for ticket in range(11):
         gate.offer(ticket, PLAIN, 0.0)
     now = 0.0
-    for ticket in range(100, 400):  # 100 departures per second for three seconds
-        now += 0.01
+    for ticket in range(100, 100 + 3 * per_second):
+        now += 1 / per_second
         handed(gate, now)
         gate.offer(ticket, PLAIN, 0.0)
+    return gate, now
+
+
+def test_pushback_follows_the_drain_rate_and_is_jittered() -> None:
+    told = [gate.pushback_s(now, Random(seed)) for seed in range(50) for gate, now in [draining(100)]]
+    assert sum(told) / len(told) == pytest.approx(0.11, rel=0.15)  # eleven ahead, 100 a second
+    assert max(told) > 1.4 * min(told)
+
+
+def test_callers_refused_together_are_told_to_return_one_after_another() -> None:
+    gate, now = draining(100)
     rng = Random(2)
     told = [gate.pushback_s(now, rng) for _ in range(200)]
-    assert sum(told) / len(told) == pytest.approx(0.11, rel=0.15)  # eleven ahead, 100 a second
-    assert max(told) > 1.5 * min(told)
+    late, early = sum(told[-20:]) / 20, sum(told[:20]) / 20
+    assert late - early == pytest.approx(1.8, rel=0.2)  # 180 turns between them, 100 a second
+    assert max(gate.pushback_s(now, rng) for _ in range(5_000)) <= PUSHBACK_MAX_S * 1.25
 
 
 def test_pushback_is_bounded_when_nothing_drains() -> None:
@@ -122,7 +136,7 @@ def test_pushback_is_bounded_when_nothing_drains() -> None:
     for _ in range(100_000):
         gate.offer(1, PLAIN, 0.0)
         handed(gate)
-    assert PUSHBACK_MIN_S * 0.5 <= gate.pushback_s(0.0, Random(1)) <= PUSHBACK_MIN_S * 1.5
+    assert PUSHBACK_MIN_S * 0.75 <= gate.pushback_s(0.0, Random(1)) <= PUSHBACK_MIN_S * 1.25
     assert gate.pushback_s(60.0, Random(1)) <= PUSHBACK_MAX_S * 1.5
 
 
@@ -247,6 +261,92 @@ def test_the_queue_agrees_with_a_sorted_list(steps: list[tuple[str, Criticality]
             case "withdraw" if waiting:
                 gate.withdraw(waiting.pop(len(waiting) // 2)[1])
         assert gate.queued == len(waiting)
+
+
+# Clients and the order of the queue -----------------------------------------------------------------
+
+
+def of(client: bytes, criticality: Criticality = Criticality.CRITICAL) -> Demand:
+    return Demand(criticality, client=client)
+
+
+def test_clients_take_turns_within_a_class() -> None:
+    gate = busy(queue=10)
+    for number in range(4):
+        gate.offer(f"a{number}", of(b"a"), 0.0)
+    gate.offer("b0", of(b"b"), 0.0)
+    gate.offer("!0", of(b"c", Criticality.CRITICAL_PLUS), 0.0)
+    assert drained(gate) == ["!0", "a0", "b0", "a1", "a2", "a3"]
+
+
+def test_in_a_full_queue_the_client_with_the_most_gives_way_until_all_have_as_many() -> None:
+    gate = busy(queue=4)
+    for number in range(4):
+        gate.offer(f"a{number}", of(b"a"), 0.0)
+    assert gate.offer("a4", of(b"a"), 0.0).reason is Reason.QUEUE_FULL
+    first = gate.offer("b0", of(b"b"), 0.0)
+    assert (first.admitted, first.reason, first.displaced) == (Admitted.QUEUED, Reason.FAIR_SHARE, "a3")
+    assert gate.offer("b1", of(b"b"), 0.0).displaced == "a2"
+    assert gate.offer("b2", of(b"b"), 0.0).reason is Reason.QUEUE_FULL
+    assert drained(gate) == ["a0", "b0", "a1", "b1"]
+    assert gate.state().refused[Criticality.CRITICAL] == 4
+
+
+def test_a_client_is_not_refused_for_the_time_that_another_ones_calls_need() -> None:
+    gate = learned()
+    for number in range(40):
+        gate.offer(f"{number}", of(b"noisy"), 0.0)
+    assert gate.offer("late", Demand(deadline=0.5, client=b"noisy"), 0.0).reason is Reason.DEADLINE_INFEASIBLE
+    assert gate.offer("next", Demand(deadline=0.5, client=b"modest"), 0.0).admitted is Admitted.QUEUED
+
+
+def served_every(step_s: float, shed: StandingShed = StandingShed.NONE) -> list[tuple[int, Reason | None]]:
+    """Six calls that came at once; a worker is free for one of them every so often."""
+    policy = AdmissionPolicy(
+        queue_capacity=6, workers=1, queue_order=QueueOrder.ADAPTIVE_LIFO, standing_shed=shed
+    )
+    gate: Admission[int] = Admission(policy, 0.0)
+    for ticket in range(-1, 6):
+        gate.offer(ticket, PLAIN, 0.0)
+    left, now = [], 0.0
+    while gate.queued:
+        now += step_s
+        gate.hand_back()
+        while (grant := gate.grant(now)) is not None:
+            left.append((grant.ticket, grant.refusal))
+    return left
+
+
+def test_calls_leave_in_the_order_in_which_they_came_while_the_queue_does_not_stand() -> None:
+    assert served_every(0.005) == [(ticket, None) for ticket in range(6)]
+
+
+def test_the_newest_leaves_first_while_the_queue_stands() -> None:
+    assert served_every(0.1) == [(ticket, None) for ticket in (0, 1, 5, 4, 3, 2)]
+
+
+def test_what_is_shed_from_a_standing_queue_is_the_oldest_and_costs_no_worker() -> None:
+    shed, served = (2, Reason.QUEUE_STANDING), (5, None)
+    assert served_every(0.1, StandingShed.CODEL)[2:4] == [shed, served]
+
+
+def test_newest_first_always_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Admission, "_serves", Which.NEWEST)
+    with pytest.raises(AssertionError):
+        test_calls_leave_in_the_order_in_which_they_came_while_the_queue_does_not_stand()
+
+
+def test_a_full_queue_that_stands_gives_a_newcomer_the_place_of_the_oldest() -> None:
+    policy = AdmissionPolicy(queue_capacity=3, workers=1, queue_order=QueueOrder.ADAPTIVE_LIFO)
+    gate: Admission[int] = Admission(policy, 0.0)
+    for ticket in range(-1, 3):
+        gate.offer(ticket, PLAIN, 0.0)
+    for now in (0.1, 0.4):  # the first look, and one more than an interval later
+        handed(gate, now)
+        gate.offer(int(now * 10) + 10, PLAIN, now)
+    assert gate.state().standing
+    offer = gate.offer(99, PLAIN, 0.4)
+    assert (offer.admitted, offer.reason, offer.displaced) == (Admitted.QUEUED, Reason.QUEUE_STANDING, 1)
 
 
 # Deadlines ------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from relay_service.core.admission import Admission, Demand
 from relay_service.core.evidence import Delivery
 from relay_service.core.limit import (
     AimdLimit,
+    Baseline,
     ConcurrencyLimit,
     FixedLimit,
     GradientLimit,
@@ -126,6 +127,41 @@ def test_a_service_that_became_slower_for_good_does_not_pin_the_limit(seed: int)
     assert max(settled) <= 60
     back = drive(limit, 60.0, 70.0, HEALTHY)[-1000:]
     assert min(back) >= 9
+
+
+def begun_in_an_overload() -> GradientLimit:
+    limit = gradient(initial=256)
+    drive(limit, 0.0, 20.0, HEALTHY)
+    return limit
+
+
+def test_a_baseline_that_was_measured_when_the_service_was_full_is_found_out() -> None:
+    """The very first attempts take 0.5 s, since 256 are under way where ten have room."""
+    limit = begun_in_an_overload()
+    assert limit.baseline_s <= 0.03
+    assert 10 <= limit.limit <= 50
+
+
+def test_a_first_baseline_that_is_believed_whatever_it_is_would_be_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Baseline, "was_taken_when_full", lambda *_: False)
+    assert begun_in_an_overload().limit > 50
+
+
+def test_a_service_that_takes_longer_by_nature_gets_its_limit_back_after_one_step_down() -> None:
+    limit = gradient(initial=128)
+    drive(limit, 0.0, 2.0, lambda _: 0.005, offered=100)
+    seen = drive(limit, 2.0, 40.0, lambda _: 1.0)
+    assert min(seen) >= 64
+    assert limit.limit == 1000
+
+
+def test_so_few_that_they_cannot_slow_each_other_down_do_not_lower_the_limit() -> None:
+    limit = gradient(initial=128)
+    drive(limit, 0.0, 10.0, lambda _: 0.02, offered=2)
+    drive(limit, 10.0, 1000.0, lambda _: 2.0, offered=2)
+    assert limit.limit == 128
 
 
 def test_the_smallest_limit_grows_when_all_is_well() -> None:

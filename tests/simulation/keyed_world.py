@@ -17,6 +17,7 @@ from relay_service.core.status import Code
 from relay_service.idempotency.keys import KeysSetup
 from relay_service.ports import AttemptEnd, CallHead, Headers
 from relay_service.relay import Relay
+from relay_service.stores.interface import StoreUnavailableError
 from tests.stores.memory import MemoryStore
 
 STEPS = ("looked-up", "claimed", "dispatched", "answered", "settled", "replied")
@@ -166,15 +167,21 @@ class GatedStore:
     def __init__(self, node: Node) -> None:
         self._node = node
         self.now = node.world.store.now
+        self.durability = node.world.store.durability
 
     def __getattr__(self, operation: str) -> Any:
         async def asked(*args: Any, **kwargs: Any) -> Any:
             world, node = self._node.world, self._node
             await node.awake()
             await asyncio.sleep(world.rng.uniform(0, world.store_latency_s))
+            fate = world.rng.random()
+            if fate < world.store_loses / 2:
+                raise StoreUnavailableError(f"{operation} did not arrive")
             result = await getattr(world.store, operation)(*args, **kwargs)
             await asyncio.sleep(world.rng.uniform(0, world.store_latency_s))
             await node.awake()
+            if fate < world.store_loses:
+                raise StoreUnavailableError(f"the answer to {operation} did not arrive")
             return result
 
         return asked
@@ -216,6 +223,8 @@ class KeyedWorld:
     stops: float = 0.0
     nodes_count: int = 2
     store_latency_s: float = 0.01
+    store_loses: float = 0.0
+    """Share of the store's operations that fail, half of them after they were done."""
     steps: Counter[str] = field(default_factory=Counter)
     sent: list[Sent] = field(default_factory=list)
 

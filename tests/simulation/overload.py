@@ -1,5 +1,6 @@
 """A relay in front of an upstream that can do so much and no more, and callers who want more than that."""
 
+import math
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,7 +9,13 @@ from random import Random
 from world import Catalog, Clock, Observer, Reply, framed
 
 from relay_service.core.evidence import Delivery
-from relay_service.core.policy import AdmissionPolicy, MethodPolicy, RelayPolicy, UpstreamPolicy
+from relay_service.core.policy import (
+    AdmissionPolicy,
+    ClientsPolicy,
+    MethodPolicy,
+    RelayPolicy,
+    UpstreamPolicy,
+)
 from relay_service.core.status import Code
 from relay_service.ports import AttemptEnd, AttemptSink, CallHead, Headers
 from relay_service.relay import Relay
@@ -106,6 +113,8 @@ class Group:
     rate_per_s: float
     timeout_s: float = 1.0
     metadata: tuple[tuple[bytes, bytes], ...] = ()
+    since_s: float = 0.0
+    until_s: float = math.inf
     offered: int = 0
     ended: Counter[str] = field(default_factory=Counter)
     """How calls ended: the reason's name, else the code's."""
@@ -130,6 +139,7 @@ class Overload:
         workers: int = 10,
         service_s: float = 0.05,
         method: MethodPolicy | None = None,
+        clients: ClientsPolicy | None = None,
     ) -> None:
         self.seed = seed
         self.rng = Random(seed)
@@ -141,6 +151,7 @@ class Overload:
             {"upstream": UpstreamPolicy(target="127.0.0.1:1")},
             {"": method or MethodPolicy()},
             admission=admission,
+            clients=clients,
         )
         self.relay = Relay(
             policy,
@@ -162,7 +173,8 @@ class Overload:
     def run(self, seconds: float, *groups: Group, start: float = 0.0) -> None:
         for group in groups:
             if group.rate_per_s:
-                self._next(group, self.epoch + start, self.epoch + seconds)
+                until_s = min(seconds, group.until_s)
+                self._next(group, self.epoch + max(start, group.since_s), self.epoch + until_s)
         self.clock.run()
         assert self.relay.in_flight == self.relay.admission.busy == self.relay.admission.queued == 0, (
             self.seed
@@ -171,10 +183,14 @@ class Overload:
     def _next(self, group: Group, now: float, until: float) -> None:
         at = now + self.rng.expovariate(group.rate_per_s)
         if at < until:
-            self.clock.call_at(at, lambda _: self._call(group, until), None)
+            self.clock.call_at(at, lambda _: self._call_and_go_on(group, until), None)
 
-    def _call(self, group: Group, until: float) -> None:
+    def _call_and_go_on(self, group: Group, until: float) -> None:
         self._next(group, self.clock.now, until)
+        self.call(group)
+
+    def call(self, group: Group) -> None:
+        """One call of the group, now."""
         group.offered += 1
         reply = CountedReply(self, group)
         head = CallHead(METHOD, list(group.metadata), group.timeout_s, self.clock.now, "caller:1")

@@ -1,6 +1,7 @@
 """At most one effect a key, and the same answer for all who send it, whatever dies or stalls on the way."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from random import Random
@@ -20,9 +21,17 @@ from relay_service.core.key_policy import IdempotencyPolicy, InFlight, KeyLimits
 from relay_service.core.policy import AdmissionPolicy, MethodPolicy, RelayPolicy, RetryPolicy, UpstreamPolicy
 from relay_service.core.settlement import LeaveAmbiguous, Release
 from relay_service.core.status import Code
-from relay_service.idempotency import flight
+from relay_service.idempotency import books, flight
 from relay_service.idempotency.answer import Answer
 from tests.stores.memory import MemoryStore
+
+
+@pytest.fixture(autouse=True)
+def nothing_breaks(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """A relay answers its callers even when its own code breaks; here that must not go unseen."""
+    yield
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
 
 KEYS = 8
 SEEDS = 600
@@ -65,6 +74,7 @@ def a_world(seed: int, store: MemoryStore) -> KeyedWorld:
         stops=draw.choice([0.0, 0.0, 0.03]),
         nodes_count=draw.randint(1, 3),
         store_latency_s=draw.choice([0.0, 0.005, 0.05]),
+        store_loses=draw.choice([0.0, 0.0, 0.1]),
     )
 
 
@@ -198,7 +208,13 @@ def test_the_worlds_reach_every_step_and_every_kind_of_answer() -> None:
             reasons.add(sent.reply.trailers.get(b"relay-decision", b""))
     assert steps == set(STEPS)
     assert statuses >= {b"executed", b"replayed", b"coalesced", b"in-progress", b"unknown"}
-    assert reasons >= {b"IDEMPOTENCY_KEY_REUSED", b"IDEMPOTENCY_IN_PROGRESS", b"OUTCOME_UNKNOWN"}
+    assert reasons >= {
+        b"IDEMPOTENCY_KEY_REUSED",
+        b"IDEMPOTENCY_IN_PROGRESS",
+        b"IDEMPOTENCY_KEY_DEAD_LETTERED",
+        b"OUTCOME_UNKNOWN",
+        b"STORE_UNAVAILABLE",
+    }
 
 
 # Mutants: each promise broken once, and seen ---------------------------------------------------------
@@ -255,7 +271,7 @@ def deciding(decide: Any) -> Iterator[None]:
 
 @contextmanager
 def settling(settle: Any) -> Iterator[None]:
-    with patch.object(flight, "settlement_of", settle):
+    with patch.object(books, "settlement_of", settle):
         yield
 
 

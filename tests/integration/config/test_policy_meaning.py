@@ -15,15 +15,20 @@ from relay_service.core.policy import (
     WIDE_OPEN,
     AdmissionPolicy,
     BreakerPolicy,
+    ClientQuota,
+    ClientsPolicy,
+    HedgePolicy,
     Jitter,
     LimitKind,
     LimitPolicy,
     MethodPolicy,
+    QueueOrder,
     RelayPolicy,
     RetryBudgetPolicy,
     RetryPolicy,
     RetryThrottling,
     Route,
+    StandingShed,
     UpstreamPolicy,
 )
 from relay_service.core.status import Code
@@ -46,6 +51,31 @@ def loaded(policy_file):
     return load
 
 
+def hedging_of(loaded, *methods: Any, **rest: Any) -> HedgePolicy | None:
+    return loaded({"relay": {"methods": list(methods)} | rest}).method_policy("a.B/C").hedging
+
+
+def test_hedging_is_off_until_a_method_asks_for_it(loaded) -> None:
+    assert hedging_of(loaded) is None
+    assert hedging_of(loaded, {"name": [{}], "hedging": {}}) == HedgePolicy()
+    words = {"quantile": 0.9, "minDelay": "0.05s", "maxAttempts": 3, "minSamples": 10}
+    assert hedging_of(loaded, {"name": [{}], "hedging": words}) == HedgePolicy(3, 0.9, 0.05, 10)
+
+
+def test_a_narrower_entry_can_take_hedging_back(loaded) -> None:
+    wider, narrower = {"name": [{}], "hedging": {}}, {"name": [{"service": "a.B"}], "hedging": None}
+    assert hedging_of(loaded, wider, narrower) is None
+    assert hedging_of(loaded, wider, off=["hedging"]) is None
+
+
+def test_grpcs_hedging_policy_has_a_fixed_delay_and_repeats_what_failed(loaded) -> None:
+    words = {"maxAttempts": 3, "hedgingDelay": "0.5s", "nonFatalStatusCodes": ["UNAVAILABLE"]}
+    method = loaded({"methodConfig": [{"name": [{}], "hedgingPolicy": words}]}).method_policy("a.B/C")
+    assert method.hedging == HedgePolicy(3, None, 0.5, non_fatal_codes=frozenset({Code.UNAVAILABLE}))
+    assert (method.retry.max_attempts, method.retry.max_backoff_s) == (3, 0.5)
+    assert method.retry.retryable_codes == frozenset(), "these codes do not say that nothing was executed"
+
+
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_loads_and_lints_clean(name: str) -> None:
     assert load_policy(name, TARGET).name == name
@@ -60,7 +90,8 @@ def test_preset_default_retries_within_a_fifth_of_the_traffic() -> None:
     policy = load_policy("default", TARGET)
     assert policy.method_policy("a.B/C") == MethodPolicy(retry=RetryPolicy())
     assert policy.budget == RetryBudgetPolicy(ratio=0.2, burst=10, floor_per_s=0)
-    assert policy.admission == AdmissionPolicy()
+    limit = LimitPolicy(kind=LimitKind.GRADIENT, initial=128)
+    assert policy.admission == AdmissionPolicy(limit=limit, queue_order=QueueOrder.ADAPTIVE_LIFO)
     assert policy.breakers == {"": BreakerPolicy()}
     assert policy.upstreams == {"upstream": UpstreamPolicy(TARGET)}
     assert policy.route("any.Service/Method") == "upstream"
@@ -241,12 +272,38 @@ def test_an_entry_may_have_a_breaker_of_its_own_laid_over_the_upstreams(loaded) 
     assert policy.breakers == everything, "a.B/D shares that of its service"
 
 
+def test_workers_given_over_a_preset_that_adapts_itself_are_meant(loaded) -> None:
+    adapts = loaded({"relay": {"preset": "default"}}).admission
+    assert (adapts.limit.kind, adapts.workers_max) == (LimitKind.GRADIENT, 1000)
+    fixed = loaded({"relay": {"preset": "default", "admission": {"workers": 3}}}).admission
+    assert (fixed.limit.kind, fixed.workers_max) == (LimitKind.FIXED, 3)
+
+
+def test_named_clients_are_laid_over_the_default_quota(loaded) -> None:
+    quota = {"ratePerSecond": 5, "burst": 10}
+    clients = loaded(
+        {"relay": {"clients": {"default": quota, "named": {"batch": {"ratePerSecond": 0.5, "burst": 1}}}}}
+    ).clients
+    assert clients == ClientsPolicy(ClientQuota(5, 10), {"batch": ClientQuota(0.5, 1)})
+    assert loaded({"relay": {"clients": {"named": {"a": quota}}}}).clients.default is None
+    assert loaded({"relay": {"clients": {}}}).clients is None
+
+
+def test_what_becomes_of_a_standing_queue_is_taken_over(loaded) -> None:
+    block = {"queueOrder": "adaptive-lifo", "standingShed": "codel", "standingTarget": "0.02s"}
+    admission = loaded({"relay": {"admission": block}}).admission
+    assert (admission.queue_order, admission.standing_shed) == (QueueOrder.ADAPTIVE_LIFO, StandingShed.CODEL)
+    assert (admission.standing_target_s, admission.standing_interval_s) == (0.02, 0.2)
+
+
 SWITCHES = {
     "retry": lambda policy: policy.method_policy("a.B/C").retry.max_attempts == 1,
+    "hedging": lambda policy: not policy.hedges,
     "retryBudget": lambda policy: policy.budget is None,
     "retryThrottling": lambda policy: policy.throttling is None,
     "breaker": lambda policy: policy.breakers == {},
     "admission": lambda policy: policy.admission == WIDE_OPEN,
+    "clientQuotas": lambda policy: policy.clients is None,
     "attemptTimeout": lambda policy: policy.method_policy("a.B/C").attempt_timeout_s is None,
     "deadlines": lambda policy: policy.method_policy("a.B/C").max_timeout_s is None,
 }
@@ -255,7 +312,10 @@ SWITCHES = {
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_each_pattern_is_switched_off_alone(loaded, switch: str) -> None:
     throttling = {"maxTokens": 10, "tokenRatio": 0.5}
-    policy = loaded({"retryThrottling": throttling, "relay": {"preset": "default", "off": [switch]}})
+    clients = {"default": {"ratePerSecond": 5, "burst": 10}}
+    hedged = [{"name": [{}], "hedging": {}}]
+    relay = {"preset": "default", "clients": clients, "methods": hedged, "off": [switch]}
+    policy = loaded({"retryThrottling": throttling, "relay": relay})
     assert [name for name, is_off in SWITCHES.items() if is_off(policy)] == [switch]
 
 

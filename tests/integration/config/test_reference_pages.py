@@ -23,6 +23,7 @@ REFERENCE = Path(__file__).parents[3] / "docs" / "reference"
 
 CONTAINERS = {
     "methodConfig",
+    "methodConfig[].hedgingPolicy",
     "relay",
     "relay.methods",
     "relay.upstreams",
@@ -30,6 +31,8 @@ CONTAINERS = {
     "relay.admission",
     "relay.callers",
     "relay.admission.limit",
+    "relay.clients",
+    "relay.clients.named",
     "relay.retryBudget",
     "relay.breaker",
     "relay.methods[].batch",

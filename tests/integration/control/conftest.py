@@ -23,12 +23,20 @@ from relay_service.control.descriptors import RefreshSettings, UpstreamDescripto
 from relay_service.control.names import REFLECTION_V1ALPHA
 from relay_service.control.reflection_client import ReflectionLimits
 from relay_service.control.server import ControlPlane, ControlSettings
-from relay_service.control.sources import Health, QueueStatus, Stats, TelemetryStatus, UpstreamStatus
+from relay_service.control.sources import (
+    Health,
+    HedgingStatus,
+    QueueStatus,
+    Stats,
+    TelemetryStatus,
+    UpstreamStatus,
+)
 from relay_service.core.admission import AdmissionState
 from relay_service.core.breaker import BreakerState, BreakerStatus, Trigger
 from relay_service.core.breakers import BreakerView
 from relay_service.core.budget import BudgetState
 from relay_service.core.criticality import Criticality
+from relay_service.core.hedge import HedgedMethod, HedgingState, HeldBack
 from relay_service.ports import CallersStatus
 from relay_service.telemetry.histogram import LogHistogram
 from relay_service.telemetry.metrics import CallTotals, MethodStats
@@ -177,7 +185,7 @@ class RelayState:
             uptime_s=61.5,
             calls=self.calls,
             methods=(
-                MethodStats("a.B/C", 7, {"OK": 3, "UNAVAILABLE": 3}, 11, 4, latency),
+                MethodStats("a.B/C", 7, {"OK": 3, "UNAVAILABLE": 3}, 11, 4, latency, 2),
                 MethodStats("d.E/F", 3, {"OK": 1}, 3, 0, latency),
             ),
             queue=QueueStatus(
@@ -201,7 +209,10 @@ class RelayState:
         self.ready[name] = True
         budget = BudgetState(7.5, 10.0, 4, 2)
         breaker = BreakerView(name, "a.B/C", HALF_OPEN)
-        status = UpstreamStatus(name, target, "READY", 1, 3, 2, 1, last_error, budget, [breaker])
+        hedging = HedgingStatus(
+            1, HedgingState(17, 11, 5, {HeldBack.BUDGET: 8}, (HedgedMethod("a.B/C", 900, 0.0425),))
+        )
+        status = UpstreamStatus(name, target, "READY", 1, 3, 2, 1, last_error, budget, [breaker], hedging)
         self.upstreams = (*self.upstreams, status)
 
     def with_calls(self, **counts: int) -> None:

@@ -7,6 +7,7 @@ import time
 import grpc
 import pytest
 
+from tests.integration.idempotency.postgres_outage import outage
 from tests.integration.idempotency.sites import Site, Told, charge, policy_of, until
 from tests.stores.postgres_server import PostgresServer
 
@@ -96,10 +97,10 @@ async def test_service_is_back_soon_after_its_store_and_nothing_was_done_twice(
 
     workers = [asyncio.create_task(load(worker)) for worker in range(8)]
     await until(lambda: _some(told, 40))
-    await asyncio.to_thread(postgres_server.stop)
+    await outage(postgres_server, "stop")
     stopped_at = time.monotonic()
     await asyncio.sleep(outage_s)  # the outage itself, not a wait for something
-    await asyncio.to_thread(postgres_server.start)
+    await outage(postgres_server, "start")
     back_at = time.monotonic()
     await until(lambda: _succeeded_since(told, back_at))
     recovered_s = min(at for at, _, one in told if at > back_at and one.code is OK) - back_at
