@@ -22,7 +22,7 @@ from relay_service.control.binding import BindError, cause_of
 from relay_service.control.descriptors import ReflectedMethods, UpstreamDescriptors
 from relay_service.control.http import HttpServer
 from relay_service.control.names import FORWARDED_SERVICES
-from relay_service.control.server import ControlPlane, ControlSettings
+from relay_service.control.server import ControlPlane, ControlSettings, WorkServices
 from relay_service.core.breakers import BreakerView
 from relay_service.core.hedge import HedgingState
 from relay_service.core.policy import RelayPolicy, UpstreamPolicy, UpstreamTls
@@ -30,6 +30,8 @@ from relay_service.envelope import EnvelopeOpener
 from relay_service.fault_points import FaultAt, nowhere
 from relay_service.hedge_lane import HedgeLane
 from relay_service.idempotency.keys import KeysSetup
+from relay_service.jobs.office import JobsOffice
+from relay_service.methods import MethodCatalog, MethodFacts
 from relay_service.overview import Overview
 from relay_service.relay import Relay
 from relay_service.stores.interface import Store
@@ -38,6 +40,7 @@ from relay_service.telemetry.breakers import BreakerCollector
 from relay_service.telemetry.callers import CallersCollector
 from relay_service.telemetry.exposition import AdmissionCollector
 from relay_service.telemetry.hedging import HedgingCollector
+from relay_service.telemetry.jobs import JobsCollector
 from relay_service.telemetry.keys import KeysCollector, StoreTimes
 from relay_service.telemetry.log_stream import BackgroundStream
 from relay_service.telemetry.logs import configure_logging
@@ -121,6 +124,7 @@ class App:
         }
         self._instance = uuid.uuid4().hex
         self.store = _store(settings, policy)
+        self._fault_point = FaultAt(settings.fault_point) if settings.fault_point is not None else nowhere
         self.store_times = StoreTimes()
         catalog = ReflectedMethods(self.descriptors)
         self.hedge_lanes = {
@@ -143,6 +147,9 @@ class App:
         )
         if self.relay.keys is not None:
             self.telemetry.registry.register(KeysCollector(self.relay.keys.state, self.store_times))
+        self.jobs = self._office(catalog, rng)
+        if self.jobs is not None:
+            self.telemetry.registry.register(JobsCollector(self.jobs.status))
         self.telemetry.registry.register(AdmissionCollector(self.relay.admission.state))
         self.telemetry.registry.register(BreakerCollector(self._breakers))
         self.telemetry.registry.register(HedgingCollector(self._hedging))
@@ -156,6 +163,7 @@ class App:
             time.monotonic,
             callers=self.listener.status,
             hedge_lanes=self.hedge_lanes,
+            jobs=self.jobs.status if self.jobs is not None else None,
         )
         self.telemetry.registry.register(QuotaCollector(self.overview.quotas))
         self.control = ControlPlane(
@@ -165,6 +173,7 @@ class App:
             upstreams=self.descriptors,
             drain=self.stop,
             version=version("resilient-relay"),
+            work=self._work_services(catalog),
             store=self.store,
         )
         self.http = HttpServer(
@@ -198,9 +207,31 @@ class App:
     def _keys(self) -> KeysSetup | None:
         if self.store is None:
             return None
-        point = self._settings.fault_point
-        reached = FaultAt(point) if point is not None else nowhere
-        return KeysSetup(self.store, self._instance, reached, self.store_times.took)
+        return KeysSetup(self.store, self._instance, self._fault_point, self.store_times.took)
+
+    def _office(self, catalog: MethodCatalog, rng: random.Random) -> JobsOffice | None:
+        if self.store is None:
+            return None
+        return JobsOffice(
+            self.store,
+            self.relay,
+            self._policy,
+            catalog,
+            worker=self._instance,
+            rng=rng,
+            fault_point=self._fault_point,
+        )
+
+    def _work_services(self, catalog: MethodCatalog) -> WorkServices | None:
+        if self.jobs is None:
+            return None
+        policy = self._policy
+
+        def facts(method: str) -> MethodFacts | None:
+            upstream = policy.route(method)
+            return catalog.facts(upstream, method) if upstream else None
+
+        return WorkServices(self.jobs, facts)
 
     def _calling(self, policy: UpstreamTls) -> ssl.SSLContext:
         renewed = tls.calling(policy)
@@ -268,6 +299,9 @@ class App:
         await asyncio.gather(*(known.asked_once(REFLECTION_WAIT_S) for known in self.descriptors))
         if self._renewed:
             self._renew_certificates()
+        if self.jobs is not None:
+            await self.jobs.start()
+            undo.push_async_callback(self.jobs.drain, 0.0)
         self._relay_address = await self._listen(self._settings.listen)
         undo.push_async_callback(self.listener.close, 0.0)
 
@@ -297,17 +331,25 @@ class App:
         """
         self.overview.draining = True
         self.control.drain()
+        no_more_jobs = asyncio.create_task(self._drain_jobs())
         await self._unless_hurried(asyncio.sleep(HEALTH_NOTICE_S))
         closing = asyncio.create_task(self.listener.close(self._grace_s))
         await self._unless_hurried(asyncio.wait([closing], timeout=GOAWAY_NOTICE_S))
         self.relay.drain()
-        await self._unless_hurried(asyncio.wait([closing]))
+        await self._unless_hurried(asyncio.wait([closing, no_more_jobs]))
         if self.relay.keys is not None:  # keyed work outlives its callers, by the time to settle at most
             await self._unless_hurried(self.relay.keys.idle(self._grace_s))
         if not closing.done():
             log.warning("the drain was cut short with %d calls in flight", self.relay.in_flight)
             closing.cancel()
             await asyncio.wait([closing])
+        no_more_jobs.cancel()
+        await asyncio.gather(no_more_jobs, return_exceptions=True)
+
+    async def _drain_jobs(self) -> None:
+        """Lease nothing more and let what runs end; what was not dispatched is somebody else's at once."""
+        if self.jobs is not None:
+            await self.jobs.drain(self._grace_s)
 
     async def _unless_hurried(self, wait: Coroutine[Any, Any, object]) -> None:
         """Wait, unless we are or will be told to hurry."""

@@ -38,6 +38,12 @@ PREVIOUS_ATTEMPTS = b"grpc-previous-rpc-attempts"
 REPLACED = frozenset({HOPS, IDEMPOTENCY_KEY, b"traceparent", b"tracestate", b"baggage"})
 """Request metadata that is not passed on as it came: every attempt gets its own instead."""
 
+IDENTITY = b"relay-identity-bin"
+"""Inside the relay only: who the caller of one of its own services is, as far as that was verified."""
+
+TOLD_TO_OWN_SERVICES = REPLACED | {IDENTITY}
+"""Request metadata that the relay's own services get from the data plane and from nobody else."""
+
 KEY_LENGTH_MAX = 255
 CLIENT_ID_LENGTH_MAX = 128
 """Of a longer name only the beginning is looked at."""
@@ -98,9 +104,14 @@ def idempotency_key(metadata: Headers) -> bytes | None:
     if not keys:
         return None
     key = keys[0]
-    if len(keys) > 1 or not 1 <= len(key) <= KEY_LENGTH_MAX or not all(0x20 <= byte <= 0x7E for byte in key):
+    if len(keys) > 1 or not is_key(key):
         raise MalformedKeyError
     return key
+
+
+def is_key(key: bytes) -> bool:
+    """Whether a key is 1 to 255 printable ASCII bytes."""
+    return 1 <= len(key) <= KEY_LENGTH_MAX and all(0x20 <= byte <= 0x7E for byte in key)
 
 
 def is_derived(key: bytes) -> bool:

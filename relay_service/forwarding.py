@@ -250,6 +250,9 @@ class ForwardedCall:
         end = self._end
         from_upstream = end.trailers if end is not None and verdict.origin is Origin.UPSTREAM else ()
         trailers = contract.trailers_of(verdict, self._plan.method, from_upstream)
+        if not self._plan.limited:
+            # A service of our own speaks for the relay: what it acknowledges is as durable as it says.
+            trailers = (*trailers, *(field for field in from_upstream if field[0] == contract.DURABILITY))
         self._reply.send_trailers(verdict.code, verdict.message, trailers)
 
     # What the kinds do differently --------------------------------------------------------------

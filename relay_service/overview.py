@@ -13,6 +13,7 @@ from relay_service.control.sources import (
 )
 from relay_service.core.quota import QuotaView
 from relay_service.hedge_lane import HedgeLane
+from relay_service.jobs.office import JobsStatus
 from relay_service.ports import CallersStatus
 from relay_service.relay import Relay
 from relay_service.telemetry.observer import Telemetry
@@ -34,20 +35,28 @@ class Overview:
         *,
         callers: Callable[[], CallersStatus],
         hedge_lanes: Mapping[str, HedgeLane],
+        jobs: Callable[[], JobsStatus] | None = None,
     ) -> None:
+        """``jobs`` tells of durable jobs where there is a store for them."""
         self.draining = False
         self._relay = relay
         self._upstreams = upstreams
         self._hedge_lanes = hedge_lanes
         self._telemetry = telemetry
         self._now = now
+        self._jobs = jobs
         self._callers = callers
         self._started_at = now()
 
     def health(self) -> Health:
         """Whether calls are taken, and which upstreams could be given one."""
         ready = {name: upstream.state is UpstreamState.READY for name, upstream in self._upstreams.items()}
-        return Health(draining=self.draining, upstreams_ready=ready)
+        jobs = self._jobs() if self._jobs is not None else None
+        return Health(
+            draining=self.draining,
+            upstreams_ready=ready,
+            refusing_jobs=jobs.refusing if jobs is not None else "",
+        )
 
     def stats(self) -> Stats:
         """All figures now."""
@@ -62,8 +71,9 @@ class Overview:
             queue=self._queue(now),
             upstreams=[self._upstream(name, upstream, now) for name, upstream in self._upstreams.items()],
             telemetry=TelemetryStatus(spans.exported, spans.dropped),
-            keys=self._relay.keys.state() if self._relay.keys is not None else None,
+            jobs=self._jobs() if self._jobs is not None else None,
             callers=self._callers(),
+            keys=self._relay.keys.state() if self._relay.keys is not None else None,
         )
 
     def _queue(self, now: float) -> QueueStatus:

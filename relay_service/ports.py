@@ -40,6 +40,10 @@ class CallHead:
     without an identity are one tenant."""
     unary: bool = False
     """Known to be one message each way by whoever took the call (an envelope holds nothing else)."""
+    once: bool = False
+    """One attempt only: whoever makes the call decides about another."""
+    caused_by: bytes = b""
+    """The ``traceparent`` of what a job's call was submitted in: not its parent, for it may be days ago."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ by `relay_service.unary` or `relay_service.streaming` until its verdict. Everyth
 the headers is decided there, before anything is allocated for the call.
 """
 
+import base64
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from random import Random
@@ -173,12 +174,32 @@ class Relay:
         try:
             if own is not None:
                 return self._hand_over(head, own, reply, observer, now)
-            return self._take(head, reply, observer, now)
+            return self._take(head, reply, observer, now, self._keys)
         except Refusal as refusal:
-            reason = refusal.reason
-            verdict = _refused(reason, reason.meaning, refusal.pushback_s, refusal.subject)
-            self._answer_refused(head, reply, observer, verdict)
+            self._turn_away(head, reply, observer, refusal)
             return None
+
+    def carry(
+        self, head: CallHead, reply: Reply, listener: Callable[[CallObserver], CallObserver]
+    ) -> IncomingCall | None:
+        """Take a call that a durable job makes, under the same policies as a caller's.
+
+        The key it carries belongs to the job already, so nobody has to claim it. ``listener`` may put
+        itself before the call's observer and so hears how its attempts and the call itself end.
+        """
+        now = self.now()
+        observer = listener(self._observer.call_started(head, now))
+        try:
+            return self._take(head, reply, observer, now, None)
+        except Refusal as refusal:
+            self._turn_away(head, reply, observer, refusal)
+            return None
+
+    def safety(self, method: str) -> Safety:
+        """What a second execution of ``method`` would do: the policy's word, else the upstream's."""
+        upstream = self._policy.route(method)
+        facts = self._catalog.facts(upstream, method) if upstream else None
+        return self._policy.method_policy(method).safety or (facts and facts.safety) or Safety.NONE
 
     def refuse(self, head: CallHead, reply: Reply, reason: Reason, message: str) -> None:
         """Refuse a call that never became one, counted and traced like any other."""
@@ -190,7 +211,8 @@ class Relay:
     ) -> IncomingCall:
         """Pass a call to the relay's own services on as it is: not limited, not counted as in flight."""
         deadline = now + head.timeout_s if head.timeout_s is not None else None
-        metadata = [field for field in head.metadata if field[0] not in contract.REPLACED]
+        metadata = [field for field in head.metadata if field[0] not in contract.TOLD_TO_OWN_SERVICES]
+        metadata.append((contract.IDENTITY, base64.b64encode(head.identity.encode())))
         plan = Plan(
             head.method, metadata, upstream, OWN_SERVICE_POLICY, deadline, OWN_SERVICE_DEMAND, limited=False
         )
@@ -209,7 +231,11 @@ class Relay:
         call.begin(now)
         return call
 
-    def _take(self, head: CallHead, reply: Reply, observer: CallObserver, now: float) -> IncomingCall:
+    def _take(
+        self, head: CallHead, reply: Reply, observer: CallObserver, now: float, keys: Keys | None
+    ) -> IncomingCall:
+        """``keys`` is where the call's key has to be claimed; None when that has been done, or nobody keeps
+        keys."""
         if self._draining:
             raise Refusal(Reason.DRAINING)
         upstream = self._policy.route(head.method)
@@ -227,10 +253,10 @@ class Relay:
         if key is not None and policy.idempotency is not None:
             unary = True  # of a method nothing is known of: a key belongs to one request
         deadline = _deadline(head, policy, now, unary=unary)
-        keeping = policy.idempotency if unary and self._keys is not None else None
-        if keeping is not None and self._keys is not None and (key is not None or keeping.payload_keys):
+        keeping = policy.idempotency if unary and keys is not None else None
+        if keeping is not None and keys is not None and (key is not None or keeping.payload_keys):
             intent = Intent(head, upstream, policy, keeping, safety, hops, key, deadline)
-            return KeyedCall(self, self._keys, intent, reply, observer)
+            return KeyedCall(self, keys, intent, reply, observer)
         sent_key = None if key is None else _sent_key(head.identity, head.method, key, hops)
         breaker = self._breakers.guarding(upstream, head.method)
         self._check_breaker(breaker, now)
@@ -238,7 +264,7 @@ class Relay:
             head, upstream, policy, deadline, outgoing=_outgoing(head, sent_key, hops), deadline=deadline
         )
         machine = Call(
-            policy.retry if hops == 0 else _single_attempt(policy.retry),
+            _single_attempt(policy.retry) if hops or head.once else policy.retry,
             safety=safety,
             has_key=key is not None,
             deadline=deadline,
@@ -247,7 +273,7 @@ class Relay:
             rng=self._rng,
             streaming=not unary,
             breaker=breaker,
-            hedges=self._hedges(plan, upstream) if unary and hops == 0 else None,
+            hedges=self._hedges(plan, upstream) if unary and not (hops or head.once) else None,
         )
         if unary:
             return self._unary(plan, machine, reply, observer, now)
@@ -309,6 +335,12 @@ class Relay:
         call = StreamCall(self, plan, machine, reply, observer)
         call.begin(now)
         return call
+
+    def _turn_away(self, head: CallHead, reply: Reply, observer: CallObserver, refusal: Refusal) -> None:
+        reason = refusal.reason
+        self._answer_refused(
+            head, reply, observer, _refused(reason, reason.meaning, refusal.pushback_s, refusal.subject)
+        )
 
     def _charge_quota(self, client: bytes, now: float) -> None:
         """Last of all, so that no client pays for a call that is refused for another reason."""
@@ -435,7 +467,7 @@ def _is_unary(policy: MethodPolicy, facts: MethodFacts | None, safety: Safety) -
 
 
 def _single_attempt(retry: RetryPolicy) -> RetryPolicy:
-    """The same judgement of codes without a second attempt: a relay before this one retries already."""
+    """The same judgement of codes without a second attempt: whoever calls retries already."""
     return replace(retry, max_attempts=1)
 
 

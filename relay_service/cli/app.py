@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from relay_service.cli import call, explain, idem, lint, serve, stats
+from relay_service.cli import call, dlq, explain, idem, jobs, lint, serve, stats, submit
 
 app = typer.Typer(
     name="relay",
@@ -38,6 +38,9 @@ def _relay(
 
 app.command("serve")(serve.serve)
 app.command("call")(call.call)
+app.command("submit")(submit.submit)
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(dlq.app, name="dlq")
 app.command("stats")(stats.stats)
 app.command("lint")(lint.lint)
 app.command("explain")(explain.explain)

@@ -59,7 +59,7 @@ def call(
 
     try:
         wanted = caller.Wanted(
-            target=_target(address),
+            target=relay_target(address),
             method=method.removeprefix("/"),
             request_json=sys.stdin.read() if request == "-" else request,
             metadata=tuple(caller.parse_header(text) for text in header or ()),
@@ -86,7 +86,8 @@ def _tls(ca: str, certificate: str, key: str) -> UpstreamTls:
         fail(f"--tls-certificate, --tls-key: {error}", COULD_NOT_TELL)
 
 
-def _target(address: str | None) -> str:
+def relay_target(address: str | None) -> str:
+    """The relay's own address that was given or is set; ends the command when it is none."""
     try:
         return str(parse_target(address if address is not None else read_settings({}).listen))
     except ValueError as error:

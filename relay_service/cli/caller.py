@@ -118,6 +118,23 @@ async def make_call(wanted: Wanted, show: Callable[[str], None]) -> Outcome:
         return await _perform(channel, wanted, method, requests, show)
 
 
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A request message and the full name of its type."""
+
+    type_name: str
+    message: bytes
+
+
+async def encode(target: str, method: str, requests_json: Sequence[str]) -> list[Encoded]:
+    """Requests of a method, from JSON to bytes. Raises `UnusableCallError` or `UnreachableError`."""
+    wanted = Wanted(target, method, "{}", (), REFLECTION_TIMEOUT_MAX_S)
+    async with grpc.aio.insecure_channel(target) as channel:
+        found = _find(await _descriptors(channel, wanted), method)
+    type_name = found.descriptor.input_type.full_name
+    return [Encoded(type_name, one) for text in requests_json for one in _requests(found, text)]
+
+
 async def _descriptors(channel: grpc.aio.Channel, wanted: Wanted) -> DescriptorPool:
     """The server's descriptors; our own where it tells of none."""
     limits = ReflectionLimits(timeout_s=min(REFLECTION_TIMEOUT_MAX_S, wanted.timeout_s))

@@ -191,6 +191,29 @@ REASONS: Mapping[Reason, Explanation] = MappingProxyType(
             "Find the loop in the routes: usually an upstream's address is the relay's own. Raise maxHops "
             "only for a chain that is meant to be so long.",
         ),
+        Reason.JOB_INVALID: Explanation(
+            Reason.JOB_INVALID.meaning,
+            "The submission names no unary method, or a request of another type than the method "
+            "takes, or an order key, priority, metadata, delay or time to live that is out of bounds. "
+            "Nothing was accepted.",
+            "Read the message: it says which field and what is allowed. `relay call` tries the same "
+            "method without a job.",
+        ),
+        Reason.JOBS_FULL: Explanation(
+            Reason.JOBS_FULL.meaning,
+            "relay.jobs.maxUnfinished jobs wait, are paused or run, on all relays that share the "
+            "store. Nothing was accepted; calls are taken all the same.",
+            "Callers: submit again later with the same key. Operators: `relay jobs ls` shows what "
+            "they wait for; more workers help only if the upstream can take more.",
+        ),
+        Reason.DEAD_LETTERS_FULL: Explanation(
+            Reason.DEAD_LETTERS_FULL.meaning,
+            "relay.deadLetters.maxEntries letters are open, held or being replayed. Nothing was "
+            "accepted: a job that may fail must have a place to go. Jobs accepted before go on; calls "
+            "are taken all the same.",
+            "Operators: `relay dlq groups` shows what they died of; replay them when its cause is "
+            "gone, discard those that need not be done.",
+        ),
         Reason.NO_ROUTE: Explanation(
             Reason.NO_ROUTE.meaning,
             "relay.routes has no entry for the service or method. Nothing was executed.",

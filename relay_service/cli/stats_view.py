@@ -1,7 +1,7 @@
 """What AdminService tells, as tables for people or as JSON lines for programs."""
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import grpc
@@ -78,6 +78,8 @@ def live_tables() -> Iterator[Show]:
 def report(stats: Stats) -> RenderableType:
     """Everything about one look that fits on a screen."""
     parts = [_calls(stats), _queue(stats), _upstreams(stats)]
+    if stats.HasField("jobs"):
+        parts.append(_jobs(stats))
     if any(upstream.breakers for upstream in stats.upstreams):
         parts.append(_breakers(stats))
     if any(upstream.HasField("hedging") for upstream in stats.upstreams):
@@ -153,6 +155,23 @@ def _upstreams(stats: Stats) -> Table:
             upstream.last_error,
         )
     return table
+
+
+def _jobs(stats: Stats) -> Table:
+    jobs = stats.jobs
+    table = _table("Durable jobs", "in the store", "dead letters", "running here", "leases lost", "refusing")
+    table.add_row(
+        _counted(jobs.jobs),
+        _counted(jobs.dead_letters),
+        str(jobs.running_here),
+        str(jobs.leases_lost),
+        jobs.refusing or "no",
+    )
+    return table
+
+
+def _counted(by_state: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {state}" for state, count in sorted(by_state.items()) if count) or "none"
 
 
 def _breakers(stats: Stats) -> Table:

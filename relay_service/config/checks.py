@@ -24,6 +24,8 @@ def _all(file: PolicyFile) -> Iterator[Contradiction]:
     yield from _routes(file)
     yield from _reconnects(file)
     yield from _limit(file)
+    yield from _jobs(file)
+    yield from _batches(file)
     yield from _switches(file)
 
 
@@ -95,6 +97,29 @@ def _limit(file: PolicyFile) -> Iterator[Contradiction]:
     elif not limit.min <= limit.initial <= limit.max:
         allowed = f"must be from min to max, {limit.min} to {limit.max}"
         yield "relay.admission.limit.initial", f"got {limit.initial}", allowed
+
+
+def _jobs(file: PolicyFile) -> Iterator[Contradiction]:
+    jobs = file.relay.jobs
+    if "max_backoff_s" in jobs.model_fields_set and jobs.max_backoff_s < jobs.initial_backoff_s:
+        least = format_duration(jobs.initial_backoff_s)
+        found = f'got "{format_duration(jobs.max_backoff_s)}"'
+        yield "relay.jobs.maxBackoff", found, f'must be at least initialBackoff, "{least}"'
+
+
+def _batches(file: PolicyFile) -> Iterator[Contradiction]:
+    """An item of a batch is as safe to repeat as its key makes it."""
+    for index, entry in enumerate(file.relay.methods):
+        batch = entry.batch
+        if batch is None:
+            continue
+        here = f"relay.methods[{index}].batch"
+        if entry.safety == "KEYED" and batch.items.key_field is None:
+            yield f"{here}.items.keyField", "", "is required where safety is KEYED"
+        if batch.items.key_field is not None and batch.items.request_field is None:
+            yield f"{here}.items.requestField", "", "is required beside keyField"
+        if not all(name.method for name in entry.name):
+            yield here, "", "needs an entry that names one method"
 
 
 def _switches(file: PolicyFile) -> Iterator[Contradiction]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from relay_service.config.addresses import parse_target
 from relay_service.config.document import Document, layers, read_document
+from relay_service.config.job_policies import batch_policy, dead_letter_policy, job_policy
 from relay_service.config.merge import Merged, merge
 from relay_service.config.problems import ConfigError, Problem, shown
 from relay_service.config.schema import (
@@ -17,7 +18,8 @@ from relay_service.config.schema import (
 )
 from relay_service.config.settings import Settings
 from relay_service.core.evidence import Safety
-from relay_service.core.key_policy import IdempotencyPolicy, InFlight, KeyLimits, LetterPolicy
+from relay_service.core.jitter import Jitter
+from relay_service.core.key_policy import IdempotencyPolicy, InFlight, KeyLimits
 from relay_service.core.policy import (
     NO_RETRY,
     WIDE_OPEN,
@@ -27,7 +29,6 @@ from relay_service.core.policy import (
     ClientQuota,
     ClientsPolicy,
     HedgePolicy,
-    Jitter,
     LimitKind,
     LimitPolicy,
     MethodPolicy,
@@ -91,8 +92,9 @@ def build_policy(document: Document, target: str) -> RelayPolicy:
         budget=None if "retryBudget" in merged.off else RetryBudgetPolicy(**merged.budget_fields),
         throttling=_throttling(merged),
         breakers=_breakers(merged),
+        jobs=job_policy(merged.job_fields),
+        dead_letters=dead_letter_policy(merged.letter_fields),
         keys=KeyLimits(**merged.keys_fields),
-        dead_letters=LetterPolicy(**merged.dead_letters_fields),
         max_hops=merged.max_hops,
     )
 
@@ -133,6 +135,7 @@ def _method_policy(merged: Merged, pattern: str) -> MethodPolicy:
     given = dict(merged.fields_of(pattern))
     jitter = Jitter(given.pop("jitter", Jitter.FULL.value))
     safety = given.pop("safety", None)
+    batch = batch_policy(given.pop("batch", None))
     hedging = _hedging_of_grpc(config)
     if "hedging" in given:
         block = given.pop("hedging")
@@ -142,6 +145,7 @@ def _method_policy(merged: Merged, pattern: str) -> MethodPolicy:
         **given,
         safety=Safety(safety) if safety else None,
         retry=_retry(config, jitter, merged.off),
+        batch=batch,
         hedging=hedging,
         idempotency=idempotency,
     )

@@ -31,8 +31,9 @@ class Merged:
     budget_fields: dict[str, Any] = field(default_factory=dict)
     breaker_fields: dict[str, dict[str, Any]] = field(default_factory=lambda: {"": {}})
     """What is said of the breakers; the empty pattern is the one each upstream has."""
+    job_fields: dict[str, Any] = field(default_factory=dict)
+    letter_fields: dict[str, Any] = field(default_factory=dict)
     keys_fields: dict[str, Any] = field(default_factory=dict)
-    dead_letters_fields: dict[str, Any] = field(default_factory=dict)
     max_hops: int = 3
     off: frozenset[str] = frozenset()
 
@@ -95,8 +96,9 @@ def _lay_over(merged: Merged, document: Document) -> None:
     merged.callers_fields |= relay.callers.fields_given()
     merged.budget_fields |= relay.retry_budget.fields_given()
     merged.breaker_fields[""] |= relay.breaker.fields_given()
+    merged.job_fields |= relay.jobs.fields_given()
+    merged.letter_fields |= relay.dead_letters.fields_given()
     merged.keys_fields |= relay.keys.fields_given()
-    merged.dead_letters_fields |= relay.dead_letters.fields_given()
     if "max_hops" in relay.model_fields_set:
         merged.max_hops = relay.max_hops
     if "off" in relay.model_fields_set:

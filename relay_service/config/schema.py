@@ -14,7 +14,15 @@ from pydantic.alias_generators import to_camel
 
 from relay_service.config.addresses import parse_target
 from relay_service.config.durations import parse_duration
-from relay_service.core.key_policy import IdempotencyPolicy, KeyLimits, LetterPolicy
+from relay_service.core.job_policy import (
+    BatchItems,
+    BatchPolicy,
+    BatchResults,
+    JobPolicy,
+    JobRetryPolicy,
+)
+from relay_service.core.key_policy import IdempotencyPolicy, KeyLimits
+from relay_service.core.letter_policy import LetterPolicy, Recovery, RecoveryRule
 from relay_service.core.policy import (
     HEDGE_QUANTILE,
     AdmissionPolicy,
@@ -34,6 +42,12 @@ _ADMISSION = AdmissionPolicy()
 _BUDGET = RetryBudgetPolicy()
 _CALLERS = CallersPolicy()
 _BREAKER = BreakerPolicy()
+_JOBS = JobPolicy()
+_JOB_RETRY = JobRetryPolicy()
+_BATCH = BatchPolicy(method="S/M")
+_ITEMS = BatchItems()
+_RESULTS = BatchResults()
+_RULE = RecoveryRule(Recovery.REQUEUE)
 _HEDGING = HedgePolicy()
 _KEEPING = IdempotencyPolicy()
 _KEYS = KeyLimits()
@@ -177,6 +191,37 @@ class BreakerBlock(Block):
     ramp_s: PositiveDuration | None = Field(default=_BREAKER.ramp_s, alias="rampTime")
 
 
+FieldNumber = Annotated[int, Field(ge=1, le=536_870_911)]
+
+
+class BatchItemsBlock(Block):
+    """``relay.methods[].batch.items``, by protobuf field number."""
+
+    field: FieldNumber = _ITEMS.field
+    request_field: FieldNumber | None = _ITEMS.request_field
+    key_field: FieldNumber | None = _ITEMS.key_field
+
+
+class BatchResultsBlock(Block):
+    """``relay.methods[].batch.results``, by protobuf field number."""
+
+    field: FieldNumber = _RESULTS.field
+    code_field: FieldNumber | None = _RESULTS.code_field
+    message_field: FieldNumber | None = _RESULTS.message_field
+    answer_field: FieldNumber | None = _RESULTS.answer_field
+    answer_as: FieldNumber | None = _RESULTS.answer_as
+
+
+class BatchBlock(Block):
+    """``relay.methods[].batch``: durable jobs of the method joined into calls of another."""
+
+    method: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*/[A-Za-z_]\w*$", max_length=511)]
+    max_size: Annotated[int, Field(ge=2, le=10_000)] = _BATCH.max_size
+    max_delay_s: Duration = _BATCH.max_delay_s
+    items: BatchItemsBlock = BatchItemsBlock()
+    results: BatchResultsBlock = BatchResultsBlock()
+
+
 class HedgingBlock(Block):
     """The ``hedging`` of an entry of ``relay.methods``."""
 
@@ -211,6 +256,7 @@ class MethodBlock(Block):
     max_message_bytes: Annotated[int, Field(ge=1, le=1024 * 1024 * 1024)] = _METHOD.max_message_bytes
     hedging: HedgingBlock | None = None
     breaker: BreakerBlock | None = None
+    batch: BatchBlock | None = None
     idempotency: IdempotencyBlock | None = None
 
 
@@ -306,6 +352,36 @@ class BudgetBlock(Block):
     floor_per_s: NotNegative = Field(default=_BUDGET.floor_per_s, alias="floorPerSecond")
 
 
+class JobsBlock(Block):
+    """``relay.jobs``: durable jobs."""
+
+    workers: Annotated[int, Field(ge=1, le=10_000)] = _JOBS.workers
+    lease_s: PositiveDuration = _JOBS.lease_s
+    progress_s: PositiveDuration = Field(default=_JOBS.progress_s, alias="progressLimit")
+    ttl_s: PositiveDuration = Field(default=_JOBS.ttl_s, alias="timeToLive")
+    keep_s: Duration = _JOBS.keep_s
+    max_unfinished: Annotated[int, Field(ge=1, le=1_000_000_000)] = _JOBS.max_unfinished
+    poison_after: Annotated[int, Field(ge=1, le=1000)] = _JOBS.poison_after
+    max_attempts: Annotated[int, Field(ge=1, le=1000)] = _JOB_RETRY.max_attempts
+    initial_backoff_s: PositiveDuration = _JOB_RETRY.initial_backoff_s
+    max_backoff_s: PositiveDuration = _JOB_RETRY.max_backoff_s
+    backoff_multiplier: Annotated[float, Field(ge=1, le=1000)] = _JOB_RETRY.backoff_multiplier
+    jitter: Literal["none", "full", "equal"] = "equal"
+
+
+class RecoveryBlock(Block):
+    """One of ``relay.deadLetters.recovery``."""
+
+    action: Literal["discard", "retry", "requeue"]
+    delay_s: Duration = _RULE.delay_s
+    limit: Annotated[int, Field(ge=1, le=100)] = _RULE.limit
+
+
+CauseName = Literal[
+    "RETRIES_EXHAUSTED", "NON_RETRYABLE", "DEADLINE", "AMBIGUOUS", "POISON", "EXPIRED", "OPERATOR"
+]
+
+
 class KeysBlock(Block):
     """``relay.keys``."""
 
@@ -319,7 +395,9 @@ class DeadLettersBlock(Block):
     """``relay.deadLetters``."""
 
     on_exhausted: bool = _LETTERS.on_exhausted
+    max_entries: Annotated[int, Field(ge=1, le=100_000_000)] = _LETTERS.max_entries
     keep_s: PositiveDuration = _LETTERS.keep_s
+    recovery: dict[CauseName, RecoveryBlock] = {}
 
 
 class RelayBlock(Block):
@@ -335,6 +413,7 @@ class RelayBlock(Block):
     callers: CallersBlock = CallersBlock()
     retry_budget: BudgetBlock = BudgetBlock()
     breaker: BreakerBlock = BreakerBlock()
+    jobs: JobsBlock = JobsBlock()
     keys: KeysBlock = KeysBlock()
     dead_letters: DeadLettersBlock = DeadLettersBlock()
     max_hops: Annotated[int, Field(ge=1, le=100)] = 3

@@ -3,18 +3,14 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, Never, TypeAlias
 
-import grpc
-import grpc.aio
 from google.protobuf.duration_pb2 import Duration
-from google.rpc.error_details_pb2 import BadRequest
-from google.rpc.status_pb2 import Status
 
 from protos.relay.v1 import admin_pb2
 from protos.relay.v1.admin_pb2_grpc import AdminServiceServicer
 from relay_service.control.descriptors import UpstreamDescriptors
 from relay_service.control.keys import KeyViewer
+from relay_service.control.refusals import Context, refuse_field
 from relay_service.control.sources import HealthSource, StatsSource
 from relay_service.control.stats_proto import health_message, stats_message
 from relay_service.stores.interface import Store
@@ -24,9 +20,6 @@ WATCH_INTERVAL_MIN_S = 0.1
 WATCH_INTERVAL_MAX_S = 60.0
 DRAIN_GRACE_S = 30.0
 DRAIN_GRACE_MAX_S = 3600.0
-
-# Generic in its type stubs only.
-_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class Admin(AdminServiceServicer):
@@ -58,13 +51,13 @@ class Admin(AdminServiceServicer):
         self._draining.set()
 
     async def GetStats(
-        self, request: admin_pb2.GetStatsRequest, _context: _Context
+        self, request: admin_pb2.GetStatsRequest, _context: Context
     ) -> admin_pb2.GetStatsResponse:
         """Everything that is counted, now."""
         return admin_pb2.GetStatsResponse(stats=self._look(request.method_prefix))
 
     async def WatchStats(
-        self, request: admin_pb2.WatchStatsRequest, context: _Context
+        self, request: admin_pb2.WatchStatsRequest, context: Context
     ) -> AsyncIterator[admin_pb2.WatchStatsResponse]:
         """The same at once, at every interval, and a last time when the relay drains."""
         interval_s = await _seconds(
@@ -79,7 +72,7 @@ class Admin(AdminServiceServicer):
                     await self._draining.wait()
 
     async def GetHealth(
-        self, _request: admin_pb2.GetHealthRequest, _context: _Context
+        self, _request: admin_pb2.GetHealthRequest, _context: Context
     ) -> admin_pb2.GetHealthResponse:
         """Health in detail."""
         stats = self._stats.stats()
@@ -89,18 +82,18 @@ class Admin(AdminServiceServicer):
         return message
 
     async def ListAmbiguous(
-        self, request: admin_pb2.ListAmbiguousRequest, context: _Context
+        self, request: admin_pb2.ListAmbiguousRequest, context: Context
     ) -> admin_pb2.ListAmbiguousResponse:
         """See `relay_service.control.keys`."""
         return await self._keys.ambiguous(request, context)
 
     async def GetIdempotencyRecord(
-        self, request: admin_pb2.GetIdempotencyRecordRequest, context: _Context
+        self, request: admin_pb2.GetIdempotencyRecordRequest, context: Context
     ) -> admin_pb2.GetIdempotencyRecordResponse:
         """See `relay_service.control.keys`."""
         return await self._keys.record(request, context)
 
-    async def Drain(self, request: admin_pb2.DrainRequest, context: _Context) -> admin_pb2.DrainResponse:
+    async def Drain(self, request: admin_pb2.DrainRequest, context: Context) -> admin_pb2.DrainResponse:
         """Begin to drain and say how much there is left to finish. Asking twice changes nothing."""
         grace_s = await _seconds(context, request, "grace", DRAIN_GRACE_S, (0.0, DRAIN_GRACE_MAX_S))
         in_flight = self._stats.stats().calls.in_flight
@@ -112,7 +105,7 @@ class Admin(AdminServiceServicer):
 
 
 async def _seconds(
-    context: _Context,
+    context: Context,
     request: admin_pb2.WatchStatsRequest | admin_pb2.DrainRequest,
     field: str,
     default_s: float,
@@ -125,17 +118,5 @@ async def _seconds(
     seconds = given.seconds + given.nanos / 1e9
     least, most = bounds_s
     if not least <= seconds <= most:
-        await _refuse_field(context, field, f"must lie between {least:g} s and {most:g} s, is {seconds:g} s")
+        await refuse_field(context, field, f"must lie between {least:g} s and {most:g} s, is {seconds:g} s")
     return seconds
-
-
-async def _refuse_field(context: _Context, field: str, description: str) -> Never:
-    status = Status(code=grpc.StatusCode.INVALID_ARGUMENT.value[0], message=f"{field} {description}")
-    violation = BadRequest.FieldViolation(field=field, description=description)
-    status.details.add().Pack(BadRequest(field_violations=[violation]))
-    await context.abort(
-        grpc.StatusCode.INVALID_ARGUMENT,
-        status.message,
-        (("grpc-status-details-bin", status.SerializeToString()),),
-    )
-    raise AssertionError("abort does not return")

@@ -9,7 +9,7 @@ from relay_service.control.binding import BindError, cause_of, why_not_bound
 from relay_service.control.call_tracker import CallTracker
 
 REQUEST_BYTES_MAX = 64 * 1024
-"""Requests to the relay's own services are names and durations."""
+"""Requests to the relay's own services are names and durations, unless they bring work along."""
 
 LEFTOVER_WAIT_S = 1.0
 """How long aborted handlers may take to end once the server has stopped."""
@@ -21,7 +21,9 @@ class GrpcServer:
     ``address`` is ``host:port`` (port 0 takes a free one) or ``unix:path``. Must be made on the event loop.
     """
 
-    def __init__(self, purpose: str, address: str, *, calls_max: int) -> None:
+    def __init__(
+        self, purpose: str, address: str, *, calls_max: int, request_bytes_max: int = REQUEST_BYTES_MAX
+    ) -> None:
         self.purpose = purpose
         self.address = address
         """After `bind` with the port that was really taken."""
@@ -33,7 +35,7 @@ class GrpcServer:
             options=[
                 # Two relays on one port would share its callers at random.
                 ("grpc.so_reuseport", 0),
-                ("grpc.max_receive_message_length", REQUEST_BYTES_MAX),
+                ("grpc.max_receive_message_length", request_bytes_max),
                 # The data plane and watching clients may ping as they need to notice a dead connection.
                 ("grpc.http2.min_ping_interval_without_data_ms", 500),
                 ("grpc.http2.max_ping_strikes", 0),

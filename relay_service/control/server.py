@@ -6,19 +6,35 @@ from dataclasses import dataclass
 
 from protos.relay.v1 import relay_pb2  # noqa: F401  # RelayService is shown by reflection although the data plane answers it
 from protos.relay.v1.admin_pb2_grpc import add_AdminServiceServicer_to_server
+from protos.relay.v1.dead_letter_pb2_grpc import add_DeadLetterServiceServicer_to_server
+from protos.relay.v1.job_pb2_grpc import add_JobServiceServicer_to_server
 from relay_service.control.admin import Admin
 from relay_service.control.binding import BindError
+from relay_service.control.dead_letter_service import DeadLetters
 from relay_service.control.descriptor_set import DescriptorSet
 from relay_service.control.descriptors import UpstreamDescriptors
 from relay_service.control.grpc_server import GrpcServer
 from relay_service.control.health import OVERALL, HealthBoard, HealthFollower
-from relay_service.control.names import ADMIN, FORWARDED_SERVICES, PUBLIC_SERVICES
+from relay_service.control.job_service import Facts, Jobs
+from relay_service.control.names import ADMIN, DEAD_LETTERS, FORWARDED_SERVICES, JOBS, PUBLIC_SERVICES
 from relay_service.control.reflection import Reflection, own_descriptors
 from relay_service.control.sources import HealthSource, StatsSource
+from relay_service.jobs.office import JobsOffice
 from relay_service.stores.interface import Store
 
-_ADMIN_SERVICES = FORWARDED_SERVICES | {ADMIN}
+_ADMIN_SERVICES = (FORWARDED_SERVICES - {JOBS}) | {ADMIN}
 """What is at the admin address: AdminService, with health and reflection of its own."""
+
+WORK_BYTES_MAX = 64 * 1024 * 1024
+"""Of one request that brings a job or a dead letter along; what a method takes is for its policy to say."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkServices:
+    """Durable jobs and dead letters, where there is a store for them."""
+
+    office: JobsOffice
+    facts: Facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +68,17 @@ class ControlPlane:
         upstreams: Sequence[UpstreamDescriptors],
         drain: Callable[[float], None],
         version: str,
+        work: WorkServices | None = None,
         store: Store | None = None,
     ) -> None:
-        """``drain(grace_s)`` begins the relay's drain and returns at once; it is what ``Drain`` calls."""
+        """``drain(grace_s)`` begins the relay's drain and returns at once; it is what ``Drain`` calls.
+
+        Without ``work`` there are no JobService and no DeadLetterService.
+        """
         self._settings = settings
+        self._work = work
+        public = PUBLIC_SERVICES if work is not None else PUBLIC_SERVICES - {JOBS}
+        self._admin_services = _ADMIN_SERVICES | {DEAD_LETTERS} if work is not None else _ADMIN_SERVICES
         self._upstreams = upstreams
         self._board = HealthBoard()
         self._admin_board = HealthBoard()
@@ -63,7 +86,7 @@ class ControlPlane:
         self._admin = Admin(
             health=health, stats=stats, upstreams=upstreams, drain=drain, version=version, store=store
         )
-        self._own = own_descriptors(sorted(PUBLIC_SERVICES))
+        self._own = own_descriptors(sorted(public))
         self._private: GrpcServer | None = None
         self._admin_server: GrpcServer | None = None
         self._following: asyncio.Task[None] | None = None
@@ -93,7 +116,7 @@ class ControlPlane:
         except BindError:
             await self._stop_servers(grace_s=0.0)
             raise
-        self._admin_board.publish(dict.fromkeys((OVERALL, *_ADMIN_SERVICES), True))
+        self._admin_board.publish(dict.fromkeys((OVERALL, *self._admin_services), True))
         self._follower.refresh()
         for server in self._servers():
             await server.start()
@@ -131,17 +154,31 @@ class ControlPlane:
 
     def _private_server(self) -> GrpcServer:
         server = GrpcServer(
-            "control plane", self._settings.private_address, calls_max=self._settings.private_calls_max
+            "control plane",
+            self._settings.private_address,
+            calls_max=self._settings.private_calls_max,
+            request_bytes_max=WORK_BYTES_MAX,
         )
+        if self._work is not None:
+            jobs = Jobs(self._work.office, self._work.facts)
+            add_JobServiceServicer_to_server(jobs, server.server)
         self._board.add_to(server.server)
         Reflection(self._public_descriptors).add_to(server.server)
         return server
 
     def _new_admin_server(self) -> GrpcServer:
-        server = GrpcServer("admin", self._settings.admin_address, calls_max=self._settings.admin_calls_max)
+        server = GrpcServer(
+            "admin",
+            self._settings.admin_address,
+            calls_max=self._settings.admin_calls_max,
+            request_bytes_max=WORK_BYTES_MAX,
+        )
         add_AdminServiceServicer_to_server(self._admin, server.server)
+        if self._work is not None:
+            letters = DeadLetters(self._work.office, self._work.facts)
+            add_DeadLetterServiceServicer_to_server(letters, server.server)
         self._admin_board.add_to(server.server)
-        own = [own_descriptors(sorted(_ADMIN_SERVICES))]
+        own = [own_descriptors(sorted(self._admin_services))]
         Reflection(lambda: own).add_to(server.server)
         return server
 

@@ -14,6 +14,7 @@ from relay_service.core.budget import BudgetState
 from relay_service.core.hedge import HedgingState
 from relay_service.core.quota import QuotaView
 from relay_service.idempotency.counters import KeysState
+from relay_service.jobs.office import JobsStatus
 from relay_service.ports import CallersStatus
 from relay_service.telemetry.metrics import CallTotals, MethodStats
 
@@ -84,9 +85,11 @@ class Stats:
     queue: QueueStatus
     upstreams: Sequence[UpstreamStatus]
     telemetry: TelemetryStatus
-    keys: KeysState | None = None
+    jobs: JobsStatus | None = None
     """None without a store."""
     callers: CallersStatus = field(default_factory=CallersStatus)
+    keys: KeysState | None = None
+    """None without a store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,8 @@ class Health:
     draining: bool
     upstreams_ready: Mapping[str, bool]
     """By the upstream's name: whether a call to it has a chance."""
+    refusing_jobs: str = ""
+    """Why no durable job is accepted; calls are, so the relay serves all the same. Empty when they are."""
 
     @property
     def serving(self) -> bool:

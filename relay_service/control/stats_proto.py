@@ -18,6 +18,7 @@ from relay_service.control.sources import (
 from relay_service.core.breakers import BreakerView
 from relay_service.core.budget import BudgetState
 from relay_service.idempotency.counters import KeysState
+from relay_service.jobs.office import JobsStatus
 from relay_service.ports import CallersStatus
 from relay_service.telemetry.metrics import CallTotals, MethodStats
 
@@ -35,8 +36,9 @@ def stats_message(stats: Stats, descriptors: Descriptors, method_prefix: str) ->
         queue=_queue(stats.queue),
         upstreams=_upstreams(stats.upstreams, descriptors),
         telemetry=_telemetry(stats.telemetry),
-        keys=_keys(stats.keys) if stats.keys is not None else None,
+        jobs=_jobs(stats.jobs) if stats.jobs is not None else None,
         callers=_callers(stats.callers),
+        keys=_keys(stats.keys) if stats.keys is not None else None,
     )
 
 
@@ -52,6 +54,7 @@ def health_message(
         upstreams=_upstreams(stats.upstreams, descriptors),
         queue=_queue(stats.queue),
         reasons=health.reasons,
+        refusing_jobs=health.refusing_jobs,
     )
 
 
@@ -210,6 +213,28 @@ def _breaker(view: BreakerView) -> admin_pb2.Breaker:
         probes_lost=status.probes_lost,
         stuck=status.stuck,
         late=status.late,
+    )
+
+
+def _jobs(status: JobsStatus) -> admin_pb2.Jobs:
+    counters = status.counters
+    return admin_pb2.Jobs(
+        jobs={state.name: count for state, count in status.jobs.items()},
+        dead_letters={state.name: count for state, count in status.letters.items()},
+        running_here=status.running_here,
+        submitted=counters.submitted,
+        duplicates=counters.duplicates,
+        leased=counters.leased,
+        completed=counters.completed,
+        retried=counters.retried,
+        handed_back=counters.handed_back,
+        buried={cause.name: count for cause, count in counters.buried.items()},
+        leases_lost=counters.leases_lost,
+        stale_writes=counters.stale_writes,
+        batches=counters.batches,
+        batched=counters.batched,
+        batches_split=counters.batches_split,
+        refusing=status.refusing,
     )
 
 

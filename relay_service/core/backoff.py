@@ -2,7 +2,8 @@
 
 from random import Random
 
-from relay_service.core.policy import Jitter, RetryPolicy
+from relay_service.core.jitter import Jitter
+from relay_service.core.policy import RetryPolicy
 
 
 class Backoff:

@@ -64,6 +64,7 @@ class Job:
     expires_at: float
     """When it becomes a dead letter (EXPIRED) if it was not done by then."""
     attempts: int = 0
+    """Leases so far that were not handed back, the present one included."""
     lost_leases: int = 0
     """Attempts whose worker was never heard of again: what a job that kills its workers leaves."""
     tries: tuple[Try, ...] = ()
@@ -76,6 +77,7 @@ class Job:
     finished_at: float = 0.0
     answer: bytes | None = None
     dead_letter_id: str = ""
+    """The letter it became, or the one it replays."""
 
 
 class Cause(Enum):

@@ -62,19 +62,6 @@ class KeyLimits:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
 
-@dataclass(frozen=True, slots=True)
-class LetterPolicy:
-    """What becomes of keyed calls that came to no definite end."""
-
-    on_exhausted: bool = False
-    """They become dead letters."""
-    keep_s: float = 30 * DAY_S
-    """How long a letter is kept, from its death."""
-
-    def __post_init__(self) -> None:
-        _positive("keep_s", self.keep_s)
-
-
 def _positive(name: str, value: float) -> None:
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{name} must be a finite number greater than 0, not {value}")

@@ -13,24 +13,11 @@ from enum import Enum
 from types import MappingProxyType
 
 from relay_service.core.evidence import Safety
-from relay_service.core.key_policy import IdempotencyPolicy, KeyLimits, LetterPolicy
+from relay_service.core.jitter import Jitter
+from relay_service.core.job_policy import BatchPolicy, JobPolicy
+from relay_service.core.key_policy import IdempotencyPolicy, KeyLimits
+from relay_service.core.letter_policy import LetterPolicy
 from relay_service.core.status import Code
-
-
-class Jitter(Enum):
-    """How the wait before a retry is spread, so that callers who failed together do not return together.
-
-    Source: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
-    """
-
-    NONE = "none"
-    """Exactly the exponential backoff."""
-    FULL = "full"
-    """Uniform between zero and the exponential backoff."""
-    EQUAL = "equal"
-    """Half of the exponential backoff, the other half uniform."""
-    DECORRELATED = "decorrelated"
-    """Uniform between the initial backoff and three times the previous wait."""
 
 
 def _positive(name: str, value: float) -> None:
@@ -221,6 +208,8 @@ class MethodPolicy:
     """How much of a streaming request is kept for a retry; 0 never retries a streaming call."""
     max_message_bytes: int = 4 * 1024 * 1024
     """The largest single message, request or response, as it stands on the wire."""
+    batch: BatchPolicy | None = None
+    """How durable jobs of the method are joined; None runs each by itself."""
     idempotency: IdempotencyPolicy | None = None
     """How idempotency keys are kept; None only passes them on."""
 
@@ -454,6 +443,7 @@ class RelayPolicy:
     budget: RetryBudgetPolicy | None = RetryBudgetPolicy()
     throttling: RetryThrottling | None = None
     breakers: Mapping[str, BreakerPolicy] = field(default_factory=dict)
+    jobs: JobPolicy = field(default_factory=JobPolicy)
     max_hops: int = 3
     """Relays a call may pass through, this one included, before it is taken for a loop."""
     clients: ClientsPolicy | None = None

@@ -62,6 +62,12 @@ class Reason(Enum):
         Code.FAILED_PRECONDITION,
         "the call has passed through too many relays: the routes form a loop",
     )
+    JOB_INVALID = Code.INVALID_ARGUMENT, "the submission does not hold a job that can be run"
+    JOBS_FULL = Code.RESOURCE_EXHAUSTED, "as many jobs are unfinished as the relay keeps"
+    DEAD_LETTERS_FULL = (
+        Code.RESOURCE_EXHAUSTED,
+        "as many dead letters are unsettled as the relay keeps: discard or replay some",
+    )
     NO_ROUTE = Code.UNIMPLEMENTED, "no route leads to this method"
     DRAINING = Code.UNAVAILABLE, "the relay is shutting down"
 

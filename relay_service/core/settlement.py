@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from relay_service.core.evidence import Evidence
 from relay_service.core.idempotency import Afterwards
 from relay_service.core.job import Cause
-from relay_service.core.key_policy import IdempotencyPolicy, LetterPolicy
+from relay_service.core.key_policy import IdempotencyPolicy
+from relay_service.core.letter_policy import LetterPolicy
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
 from relay_service.core.verdict import Fate, Verdict

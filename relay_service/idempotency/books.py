@@ -13,7 +13,7 @@ from typing import TypeVar
 from relay_service import contract
 from relay_service.core.idempotency import Record, Scope
 from relay_service.core.job import Cause, DeadLetter, LetterState, Work
-from relay_service.core.key_policy import LetterPolicy
+from relay_service.core.letter_policy import LetterPolicy
 from relay_service.core.settlement import Bury, Keep, LeaveAmbiguous, Release, settlement_of
 from relay_service.core.verdict import KeyStatus, Verdict
 from relay_service.idempotency.answer import Answer

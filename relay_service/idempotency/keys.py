@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from relay_service.core.idempotency import Scope
-from relay_service.core.key_policy import InFlight, KeyLimits, LetterPolicy
+from relay_service.core.key_policy import InFlight, KeyLimits
+from relay_service.core.letter_policy import LetterPolicy
 from relay_service.core.reason import Reason
 from relay_service.fault_points import FaultPoint, nowhere
 from relay_service.idempotency.books import Books

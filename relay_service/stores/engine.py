@@ -177,9 +177,9 @@ class TransactionalStore(ABC):
             partial(jobs.retry, job_id=job_id, fence=fence, tried=tried, delay_s=delay_s)
         )
 
-    async def hand_back(self, job_id: str, fence: int) -> bool:
+    async def hand_back(self, job_id: str, fence: int, delay_s: float) -> bool:
         """See `JobStore`."""
-        return await self._write(partial(jobs.hand_back, job_id=job_id, fence=fence))
+        return await self._write(partial(jobs.hand_back, job_id=job_id, fence=fence, delay_s=delay_s))
 
     async def bury(self, job_id: str, fence: int, tried: Try | None, letter: Burial) -> bool:
         """See `JobStore`."""
@@ -262,14 +262,6 @@ class TransactionalStore(ABC):
     async def replay(self, letter_id: str, replay: Replay, job: Submission) -> bool:
         """See `DeadLetterStore`."""
         return await self._write(partial(replays.replay, letter_id=letter_id, begun=replay, job=job))
-
-    async def settle_replay(self, letter_id: str, job_id: str, *, resolved: bool, outcome: str) -> bool:
-        """See `DeadLetterStore`."""
-        return await self._write(
-            partial(
-                letters.settle_replay, letter_id=letter_id, job_id=job_id, resolved=resolved, outcome=outcome
-            )
-        )
 
     async def set_state(self, letter_id: str, state: LetterState, note: str) -> bool:
         """See `DeadLetterStore`."""

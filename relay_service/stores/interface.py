@@ -184,22 +184,28 @@ class JobStore(Protocol):
         lost or to be given up (cancelled meanwhile)."""
 
     async def complete(self, job_id: str, fence: int, tried: Try, answer: bytes, keep_s: float) -> bool:
-        """COMPLETED, and the key's record DONE with the same answer. False when the fence is stale."""
+        """COMPLETED, and the key's record DONE with the same answer. False when the fence is stale.
+
+        If the job replays a dead letter, that letter is RESOLVED in the same commit."""
 
     async def retry(self, job_id: str, fence: int, tried: Try, delay_s: float) -> bool:
         """PENDING again, ready after ``delay_s``. False when the fence is stale."""
 
-    async def hand_back(self, job_id: str, fence: int) -> bool:
-        """PENDING again at once, the attempt uncounted: it was never dispatched. False when stale."""
+    async def hand_back(self, job_id: str, fence: int, delay_s: float) -> bool:
+        """PENDING again, ready after ``delay_s``, the attempt uncounted: it was never dispatched. False when
+        stale."""
 
     async def bury(self, job_id: str, fence: int, tried: Try | None, letter: "Burial") -> bool:
         """DEAD and its dead letter in one commit. False when the fence is stale.
 
-        With the id of the letter that this job replays, that letter is OPEN again with a longer history."""
+        The letter names the job (`DeadLetter.job_id`) and has its id in `Job.dead_letter_id`; the key's
+        record becomes DEAD_LETTERED. With the id of the letter that this job replays, that letter is OPEN
+        again with a longer history and this end as the outcome of its last replay; there is no second one."""
 
     async def cancel(self, job_id: str) -> Job | None:
         """CANCELLED unless it has ended; one that runs is given up at its worker's next heartbeat, and until
-        its lease is over its order key stays held.
+        its lease is over its order key stays held. The letter that it replays is OPEN again in the same
+        commit.
 
         Its key is forgotten when it was never attempted, else AMBIGUOUS."""
 
@@ -287,12 +293,12 @@ class DeadLetterStore(Protocol):
         """Counts by method, cause, code and state; kept, not counted: 100,000 letters are grouped at once."""
 
     async def replay(self, letter_id: str, replay: Replay, job: Submission) -> bool:
-        """REPLAYING, with its new job under the same key, in one commit; False unless it was OPEN.
+        """REPLAYING, with its new job (whose `Job.dead_letter_id` is the letter's from the start), in one
+        commit; False unless it was OPEN.
 
-        Raises `KeyTakenError` when the job's key is in use by something else than this letter."""
-
-    async def settle_replay(self, letter_id: str, job_id: str, *, resolved: bool, outcome: str) -> bool:
-        """RESOLVED, or OPEN again with the outcome in its history."""
+        The job has the letter's key, or a new one when the request was edited: then the letter's own key
+        becomes a tombstone. Raises `KeyTakenError` when the job's key is in use by something else than this
+        letter."""
 
     async def set_state(self, letter_id: str, state: LetterState, note: str) -> bool:
         """HELD, OPEN (released) or DISCARDED; False when its state does not allow that.

@@ -57,13 +57,16 @@ def _submit_one(now: float, submission: Submission) -> Transaction[tuple[Job, bo
     return first, False
 
 
-def insert(now: float, submission: Submission) -> Transaction[Job | None]:
-    """A new job before its gate; None when its id is known. The order is locked."""
+def insert(now: float, submission: Submission, replayed: str = "") -> Transaction[Job | None]:
+    """A new job before its gate; None when its id is known. The order is locked.
+
+    ``replayed`` is the dead letter that it replays."""
     work = submission.work
     ready_at, gate = yield from _place(now, submission)
     rows = yield Run(
-        f"INSERT INTO jobs (id, {WORK_COLUMNS}, state, gate, rank, submitted_at, ready_at, expires_at)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 'pending', $11, $12, $13, $14, $15)"
+        f"INSERT INTO jobs (id, {WORK_COLUMNS}, state, gate, rank, submitted_at, ready_at, expires_at,"
+        " dead_letter_id)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 'pending', $11, $12, $13, $14, $15, $16)"
         " ON CONFLICT (id) DO NOTHING RETURNING seq",
         (
             submission.id,
@@ -73,11 +76,13 @@ def insert(now: float, submission: Submission) -> Transaction[Job | None]:
             now,
             ready_at,
             now + submission.ttl_s,
+            replayed,
         ),
     )
     if not rows:
         return None
-    return Job(submission.id, work, JobState.PENDING, now, ready_at, now + submission.ttl_s)
+    expires_at = now + submission.ttl_s
+    return Job(submission.id, work, JobState.PENDING, now, ready_at, expires_at, dead_letter_id=replayed)
 
 
 def _place(now: float, submission: Submission) -> Transaction[tuple[float, Gate]]:
@@ -101,7 +106,8 @@ def find(_now: float, job_id: str) -> Transaction[Job | None]:
 def complete(
     now: float, job_id: str, fence: int, *, tried: Try, answer: bytes, keep_s: float
 ) -> Transaction[bool]:
-    """COMPLETED, and the key DONE with it; a second time with the same answer is no error."""
+    """COMPLETED, the key DONE with it, the letter it replays RESOLVED; a second time with the same answer is
+    no error."""
     job = yield from _locked(job_id)
     if job is None or job.fence != fence:
         return False
@@ -109,6 +115,9 @@ def complete(
         return job.state is JobState.COMPLETED and job.answer == answer
     yield from _end(now, job, JobState.COMPLETED, tried, answer=answer)
     yield from keys.answer_for_job(now, _scope(job), job.id, answer=answer, keep_s=keep_s)
+    if job.dead_letter_id:
+        outcome = tried.message or "completed"
+        yield from letters.settle_replay(now, job.dead_letter_id, job.id, resolved=True, outcome=outcome)
     return True
 
 
@@ -121,12 +130,13 @@ def retry(now: float, job_id: str, fence: int, tried: Try, delay_s: float) -> Tr
     return True
 
 
-def hand_back(now: float, job_id: str, fence: int) -> Transaction[bool]:
-    """PENDING again at once, the attempt uncounted."""
+def hand_back(now: float, job_id: str, fence: int, delay_s: float) -> Transaction[bool]:
+    """PENDING again after a while, the attempt uncounted; without a delay it keeps its place."""
     job = yield from _held(job_id, fence)
     if job is None:
         return False
-    yield from _wait_again(now, job, job.ready_at, tries=job.tries, attempts=job.attempts - 1)
+    ready_at = now + delay_s if delay_s > 0 else job.ready_at
+    yield from _wait_again(now, job, ready_at, tries=job.tries, attempts=job.attempts - 1)
     return True
 
 
@@ -193,6 +203,8 @@ def cancel(now: float, job_id: str) -> Transaction[Job | None]:
         yield from hold(job.work.tenant, order_key, job.lease_until)
     yield from _end(now, job, JobState.CANCELLED, None)
     yield from _cancel_key(now, job)
+    if job.dead_letter_id:
+        yield from letters.settle_replay(now, job.dead_letter_id, job.id, resolved=False, outcome="cancelled")
     return (yield from find(now, job_id))
 
 
@@ -212,10 +224,11 @@ def _end(
     answer: bytes | None = None,
     dead_letter_id: str = "",
 ) -> Transaction[None]:
+    letter_id = dead_letter_id or job.dead_letter_id
     yield Run(
         "UPDATE jobs SET state = $2, gate = 3, finished_at = $3, tries = $4, answer = $5,"
         " dead_letter_id = $6, lease_until = 0 WHERE id = $1",
-        (job.id, state.value, now, tries_text(longer(job.tries, tried)), answer, dead_letter_id),
+        (job.id, state.value, now, tries_text(longer(job.tries, tried)), answer, letter_id),
     )
     yield from let_next_pass(now, job.work.tenant, job.work.order_key)
     yield Notify(job_topic(job.id))

@@ -88,7 +88,9 @@ def reopen(letter_id: str, job_id: str, tried: Try | None, burial: Burial) -> Tr
     return True
 
 
-def settle_replay(now: float, letter_id: str, job_id: str, resolved: bool, outcome: str) -> Transaction[bool]:
+def settle_replay(
+    now: float, letter_id: str, job_id: str, *, resolved: bool, outcome: str
+) -> Transaction[bool]:
     """RESOLVED, or OPEN again; only the replay under way can say so."""
     letter = yield from _find(letter_id, FOR_UPDATE)
     if letter is None or not letter.replays or letter.replays[-1].job_id != job_id:

@@ -30,6 +30,7 @@ from relay_service.telemetry.trace_context import (
     ParentBasedSampler,
     PassThroughSampler,
     TraceHead,
+    follow_cause,
 )
 from relay_service.telemetry.tracing import CallSpans, SpanTarget, address_attributes
 
@@ -177,7 +178,10 @@ class Telemetry:
 
     def call_started(self, head: CallHead, now: float) -> CallTelemetry:  # noqa: ARG002 (the head has its time)
         """See `Observer.call_started`."""
-        return CallTelemetry(self._sinks, head, self._sampler.begin(head.metadata), self._wall_offset_ns())
+        trace = self._sampler.begin(head.metadata)
+        if head.caused_by:
+            follow_cause(trace, head.caused_by)
+        return CallTelemetry(self._sinks, head, trace, self._wall_offset_ns())
 
     def snapshot(self, method_prefix: str = "") -> Snapshot:
         """All counters of calls now."""

@@ -91,6 +91,13 @@ class TraceHead:
         return [state.decode("ascii") for state in states]
 
 
+def follow_cause(trace: TraceHead, traceparent: bytes) -> None:
+    """Record a trace that a recorded one caused, whatever its own draw: else the link leads nowhere."""
+    cause = parse_traceparent(traceparent)
+    if cause is not None:
+        trace.flags |= cause.flags & SAMPLED
+
+
 class HeadSampler(Protocol):
     """Gives every call its place in a trace."""
 

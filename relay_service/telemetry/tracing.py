@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
 from relay_service.core.evidence import Delivery, Evidence
 from relay_service.core.status import Code
 from relay_service.core.verdict import Verdict
 from relay_service.ports import AttemptEnd, CallHead
 from relay_service.telemetry import attributes as key
-from relay_service.telemetry.trace_context import SAMPLED, TraceHead
+from relay_service.telemetry.trace_context import SAMPLED, TraceHead, parse_traceparent
 
 TEXT_CHARS_MAX = 256
 """Longest name or message on a span: names and messages come from strangers."""
@@ -209,13 +209,14 @@ class CallSpans:
 
     def _end_server(self, verdict: Verdict, extra: Attributes, now: float) -> None:
         caller = self._trace.parent
+        cause = _cause(self._head.caused_by)
         self._emit(
-            self._method,
+            f"process {self._method}" if cause is not None else self._method,
             self._server,
             None
             if caller is None
             else SpanContext(self._server.trace_id, int(caller.span_id, 16), is_remote=True),
-            SpanKind.SERVER,
+            SpanKind.CONSUMER if cause is not None else SpanKind.SERVER,
             attributes={
                 key.RPC_SYSTEM: "grpc",
                 key.RPC_METHOD: self._method,
@@ -227,6 +228,7 @@ class CallSpans:
             started_at=self._head.received_at,
             ended_at=now,
             status=_status_of(verdict),
+            cause=cause,
         )
 
     def _child(self) -> SpanContext:
@@ -250,6 +252,7 @@ class CallSpans:
         started_at: float,
         ended_at: float,
         status: Status = _UNSET,
+        cause: SpanContext | None = None,
     ) -> None:
         self._target.offer(
             ReadableSpan(
@@ -260,6 +263,7 @@ class CallSpans:
                 attributes=attributes,
                 kind=kind,
                 status=status,
+                links=() if cause is None else (Link(cause),),
                 start_time=self._wall_offset_ns + int(started_at * 1e9),
                 end_time=self._wall_offset_ns + int(ended_at * 1e9),
                 instrumentation_scope=self._target.scope,
@@ -281,6 +285,15 @@ def _server_context(trace: TraceHead) -> SpanContext:
         trace_flags=TraceFlags(trace.flags | SAMPLED),
         trace_state=TraceState.from_header(states) if states else None,
     )
+
+
+def _cause(traceparent: bytes) -> SpanContext | None:
+    """What a job's call was submitted in. It is a trace of its own: it may come days later, and again."""
+    cause = parse_traceparent(traceparent) if traceparent else None
+    if cause is None:
+        return None
+    flags = TraceFlags(cause.flags)
+    return SpanContext(int(cause.trace_id, 16), int(cause.span_id, 16), is_remote=True, trace_flags=flags)
 
 
 def _status_of(verdict: Verdict) -> Status:

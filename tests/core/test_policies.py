@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from relay_service.core.backoff import Backoff
 from relay_service.core.budget import RetryBudget, RetryGate, RetryThrottle
 from relay_service.core.evidence import Delivery, Ending, Evidence, Judgement, Repeat, judge
-from relay_service.core.policy import Jitter, RetryBudgetPolicy, RetryPolicy, RetryThrottling
+from relay_service.core.jitter import Jitter
+from relay_service.core.policy import RetryBudgetPolicy, RetryPolicy, RetryThrottling
 from relay_service.core.status import Code
 
 POLICY = RetryPolicy(initial_backoff_s=0.1, max_backoff_s=1.0, backoff_multiplier=2.0)

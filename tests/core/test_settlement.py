@@ -5,7 +5,8 @@ import pytest
 from relay_service.core.evidence import Evidence
 from relay_service.core.idempotency import Afterwards
 from relay_service.core.job import Cause
-from relay_service.core.key_policy import IdempotencyPolicy, KeyLimits, LetterPolicy
+from relay_service.core.key_policy import IdempotencyPolicy, KeyLimits
+from relay_service.core.letter_policy import LetterPolicy
 from relay_service.core.reason import Reason
 from relay_service.core.settlement import (
     KEPT_ERRORS,

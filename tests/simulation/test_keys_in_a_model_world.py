@@ -17,7 +17,8 @@ from relay_service import contract
 from relay_service.core import idempotency, settlement
 from relay_service.core.evidence import Safety
 from relay_service.core.idempotency import Decision, Record, RecordState, Scope
-from relay_service.core.key_policy import IdempotencyPolicy, InFlight, KeyLimits, LetterPolicy
+from relay_service.core.key_policy import IdempotencyPolicy, InFlight, KeyLimits
+from relay_service.core.letter_policy import LetterPolicy
 from relay_service.core.policy import AdmissionPolicy, MethodPolicy, RelayPolicy, RetryPolicy, UpstreamPolicy
 from relay_service.core.settlement import LeaveAmbiguous, Release
 from relay_service.core.status import Code

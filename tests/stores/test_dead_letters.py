@@ -66,13 +66,12 @@ async def test_a_replay_runs_under_the_same_key_and_resolves_its_letter(
     assert not await store.replay("letter", replace(begun, job_id="third"), make.job(job_id="third"))
     assert (await store.claim(make.claim(make.scope(b"k")))).decision is Decision.QUEUED
     job = await take(store)
-    assert (job.id, job.work) == ("again", letter.work)
+    assert (job.id, job.work, job.dead_letter_id) == ("again", letter.work, "letter")
     assert await store.complete(job.id, job.fence, make.tried("done"), b"answer", DAY_S)
-    assert await store.settle_replay("letter", "again", resolved=True, outcome="OK")
     resolved = await store.letter("letter")
     assert resolved is not None
     assert resolved.state is LetterState.RESOLVED
-    assert resolved.replays == (replace(begun, outcome="OK"),)
+    assert resolved.replays == (replace(begun, outcome="done"),)
     claimed = await store.claim(make.claim(make.scope(b"k")))
     assert (claimed.decision, claimed.record.answer) == (Decision.REPLAY, b"answer")
 
@@ -109,8 +108,6 @@ async def test_a_replay_that_was_cancelled_opens_its_letter_again(store: Store, 
         replace(make.job(job_id="again"), work=letter.work),
     )
     await store.cancel("again")
-    assert not await store.settle_replay("letter", "other", resolved=False, outcome="x")
-    assert await store.settle_replay("letter", "again", resolved=False, outcome="cancelled")
     opened = await store.letter("letter")
     assert opened is not None
     assert (opened.state, opened.replays[0].outcome) == (LetterState.OPEN, "cancelled")
@@ -129,7 +126,6 @@ async def test_an_edited_replay_has_a_key_of_its_own_and_takes_none_that_is_in_u
     assert await store.replay("letter", begun, make.job(job_id="again", key=b"new", request=b"edited"))
     job = await take(store)
     await store.complete(job.id, job.fence, make.tried(), b"answer", DAY_S)
-    await store.settle_replay("letter", "again", resolved=True, outcome="OK")
     assert (await store.claim(make.claim(make.scope(b"k")))).decision is Decision.KEY_EXPIRED
 
 

@@ -223,7 +223,7 @@ async def test_a_lost_lease_makes_the_job_ready_under_a_new_fence(
     for refused in (
         await store.complete(first.id, first.fence, make.tried(), b"", DAY_S),
         await store.retry(first.id, first.fence, make.tried(), 0),
-        await store.hand_back(first.id, first.fence),
+        await store.hand_back(first.id, first.fence, 0.0),
         await store.bury(first.id, first.fence, None, make.burial()),
     ):
         assert not refused
@@ -244,10 +244,18 @@ async def test_a_retry_waits_and_remembers_its_attempts(store: Store, make: Any,
 async def test_handing_back_counts_no_attempt(store: Store, make: Any, take: Any) -> None:
     await store.submit([make.job()])
     job = await take(store)
-    assert await store.hand_back(job.id, job.fence)
+    assert await store.hand_back(job.id, job.fence, 0.0)
     again = await take(store)
     assert (again.id, again.attempts) == (job.id, 1)
     assert again.fence > job.fence
+
+
+async def test_a_job_handed_back_for_a_while_waits_as_long(store: Store, make: Any, take: Any) -> None:
+    await store.submit([make.job()])
+    job = await take(store)
+    assert await store.hand_back(job.id, job.fence, LONG_S)
+    assert (await store.job(job.id)).ready_at == pytest.approx(store.now() + LONG_S, abs=LONG_S / 2)
+    assert await store.lease("worker-1", methods=None, limit=1, lease_s=LONG_S) == ()
 
 
 async def test_heartbeats_extend_a_lease_but_not_beyond_its_progress_limit(

@@ -78,7 +78,11 @@ class PostgresStore(TransactionalStore):
             timeout=self._settings.connect_timeout_s,
             # The server ends a statement first, so that the connection need not be thrown away with it.
             command_timeout=self._settings.statement_timeout_s + 1.0,
-            server_settings={"statement_timeout": timeout_ms, "synchronous_commit": "on"},
+            server_settings={
+                "statement_timeout": timeout_ms,
+                "idle_in_transaction_session_timeout": str(int(self._settings.idle_transaction_s * 1000)),
+                "synchronous_commit": "on",
+            },
         )
         async with self._pool.acquire() as connection:
             schema = await migrate(connection, self._where)

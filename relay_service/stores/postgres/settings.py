@@ -14,6 +14,9 @@ class PostgresSettings:
     connect_timeout_s: float = 5.0
     statement_timeout_s: float = 10.0
     """The server ends a statement that takes longer, waiting for a lock included."""
+    idle_transaction_s: float = 2.0
+    """The server gives up a transaction whose relay says nothing for so long: one that was stopped in the
+    middle of it (SIGSTOP, a suspended machine) would hold its locks, and with them every other relay."""
     queue_limit: int = 10_000
     """Operations that may wait for a connection; beyond it callers are refused."""
     safety_poll_s: float = 5.0

@@ -35,8 +35,13 @@ CONTAINERS = {
     "relay.clients.named",
     "relay.retryBudget",
     "relay.breaker",
-    "relay.keys",
+    "relay.methods[].batch",
+    "relay.methods[].batch.items",
+    "relay.methods[].batch.results",
+    "relay.jobs",
     "relay.deadLetters",
+    "relay.deadLetters.recovery",
+    "relay.keys",
 }
 """Fields that are documented by what they hold."""
 

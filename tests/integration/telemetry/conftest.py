@@ -52,6 +52,8 @@ class SeenSpan:
     trace_state: str
     attributes: dict[str, Any]
     resource: dict[str, Any]
+    links: tuple[tuple[str, str], ...] = ()
+    """Trace and span ids."""
 
 
 def _seen_in_proto(request: ExportTraceServiceRequest) -> Iterator[SeenSpan]:
@@ -74,6 +76,7 @@ def _seen_in_proto(request: ExportTraceServiceRequest) -> Iterator[SeenSpan]:
                 span.trace_state,
                 plain(span.attributes),
                 resource,
+                tuple((link.trace_id.hex(), link.span_id.hex()) for link in span.links),
             )
 
 

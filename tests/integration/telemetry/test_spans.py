@@ -33,6 +33,19 @@ def test_a_retried_success_is_one_whole_trace_with_the_right_parents(make_teleme
     assert len({span.span_id for span in sink.spans}) == 6
 
 
+def test_a_jobs_run_is_a_trace_of_its_own_with_a_link_to_its_submission(make_telemetry, sink, calls) -> None:
+    """Recorded because that was, and not because of its own draw, which here is never."""
+    telemetry = make_telemetry(otlp_endpoint=sink.endpoint, sample_ratio=0.0)
+    head = replace(calls.head(), caused_by=calls.traceparent("01")[1])
+    calls.retried(telemetry, head)
+    telemetry.shutdown()
+    run = calls.only(sink.spans, f"process {calls.METHOD}", "CONSUMER")
+    assert run.links == ((calls.CALLER_TRACE, calls.CALLER_SPAN),)
+    assert (run.trace_id != calls.CALLER_TRACE, run.parent_id) == (True, "")
+    assert {span.trace_id for span in sink.spans} == {run.trace_id}
+    assert len(sink.spans) == 6
+
+
 def test_a_failed_attempt_that_a_retry_repaired_fails_no_other_span(make_telemetry, sink, calls) -> None:
     telemetry = make_telemetry(otlp_endpoint=sink.endpoint)
     calls.retried(telemetry, calls.head())

@@ -1,0 +1,1 @@
+"""Durable jobs and dead letters: accepted once committed, carried like a call, never dropped silently."""

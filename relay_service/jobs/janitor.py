@@ -1,0 +1,65 @@
+"""What has to be done now and then: expiry, sweeping, counting, automatic recovery."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from relay_service.core.job import Cause
+from relay_service.core.job_policy import JobPolicy
+from relay_service.core.job_step import Bury
+from relay_service.jobs.fullness import Fullness
+from relay_service.jobs.recovery import AutomaticRecovery
+from relay_service.jobs.settling import Settler
+from relay_service.stores.interface import Store, StoreUnavailableError
+
+ROUND_S = 1.0
+SWEEP_MAX = 1_000
+"""Of each kind in a round, so that none holds the store up."""
+
+log = logging.getLogger(__name__)
+
+
+class Janitor:
+    """Makes its rounds until cancelled; a store that is away only makes it come again."""
+
+    def __init__(
+        self,
+        store: Store,
+        settler: Settler,
+        recovery: AutomaticRecovery,
+        *,
+        fullness: Fullness,
+        policy: JobPolicy,
+        wake: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._settler = settler
+        self._recovery = recovery
+        self._fullness = fullness
+        self._policy = policy
+        self._wake = wake
+
+    async def work(self) -> None:
+        """A round, a pause, and again."""
+        while True:
+            try:
+                await self.round()
+            except StoreUnavailableError as error:
+                log.warning("the store cannot be tidied: %s", error)
+            await asyncio.sleep(ROUND_S)
+
+    async def round(self) -> None:
+        """Bury what expired, forget what is over, recover what the policy says, count what is there."""
+        for job in await self._store.expired(limit=SWEEP_MAX):
+            await self._settler.write(job, Bury(Cause.EXPIRED), None)
+        for letter in await self._store.sweep_letters(limit=SWEEP_MAX):
+            log.warning(
+                "dead letter %s (%s, %s) is past its time and was removed",
+                letter.id,
+                letter.work.method,
+                letter.cause.name,
+            )
+        await self._store.sweep_jobs(keep_s=self._policy.keep_s, limit=SWEEP_MAX)
+        if await self._recovery.round():
+            self._wake()
+        self._fullness.looked(await self._store.counts())
