@@ -8,28 +8,34 @@ import random
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, TextIO, cast
 
 from relay_service.config.addresses import TcpAddress, UnixAddress, parse_address
+from relay_service.config.candidate import candidate_of
+from relay_service.config.document import preset_names
 from relay_service.config.settings import Settings
 from relay_service.control.binding import BindError, cause_of
-from relay_service.control.descriptors import ReflectedMethods, UpstreamDescriptors
 from relay_service.control.http import HttpServer
 from relay_service.control.names import FORWARDED_SERVICES
 from relay_service.control.server import ControlPlane, ControlSettings
 from relay_service.core.breakers import BreakerView
 from relay_service.core.policy import RelayPolicy, UpstreamPolicy
 from relay_service.envelope import EnvelopeOpener
+from relay_service.fleet import Fleet
 from relay_service.overview import Overview
 from relay_service.relay import Relay
+from relay_service.reload import PolicyKeeper
 from relay_service.telemetry.breakers import BreakerCollector
 from relay_service.telemetry.exposition import AdmissionCollector
 from relay_service.telemetry.log_stream import BackgroundStream
 from relay_service.telemetry.logs import configure_logging
 from relay_service.telemetry.observer import Telemetry
+from relay_service.telemetry.policy import PolicyCollector
 from relay_service.telemetry.settings import TelemetrySettings
 from relay_service.timers import TimerWheel
 from relay_service.upstream import Upstream, UpstreamSettings
@@ -37,9 +43,6 @@ from relay_service.wire.connection import ConnectionSettings
 from relay_service.wire.h2 import Limits
 from relay_service.wire.listener import Listener, ListenerSettings
 from relay_service.wire.liveness import LivenessSettings
-
-REFLECTION_WAIT_S = 2.0
-"""How long the start waits for the upstreams' methods; calls of unknown ones are carried as streams."""
 
 HEALTH_NOTICE_S = 0.25
 """Between saying NOT_SERVING and turning callers away, so that load balancers can hear it."""
@@ -92,20 +95,13 @@ class App:
         self._grace_s = settings.shutdown_grace_s
         self.timers = TimerWheel(loop)
         self.telemetry = Telemetry(_telemetry_settings(settings), rng=random.Random(rng.getrandbits(64)))
-        self.descriptors = [
-            UpstreamDescriptors(name, upstream.target) for name, upstream in policy.upstreams.items()
-        ]
-        # What comes back after an outage may be another version: its methods are asked for again.
-        self.upstreams = {
-            known.name: self._upstream(known.name, policy.upstreams[known.name], rng, known.refresh_soon)
-            for known in self.descriptors
-        }
-        catalog = ReflectedMethods(self.descriptors)
+        self.fleet = Fleet(partial(self._upstream, rng))
+        self.fleet.take(policy.upstreams)
         self._own_services: dict[str, Upstream] = {}
         self.relay = Relay(
             policy,
-            self.upstreams,
-            catalog,
+            self.fleet.upstreams,
+            self.fleet.catalog,
             self.telemetry,
             self.timers,
             now=time.monotonic,
@@ -114,22 +110,27 @@ class App:
         )
         self.telemetry.registry.register(AdmissionCollector(self.relay.admission.state))
         self.telemetry.registry.register(BreakerCollector(self._breakers))
-        self.overview = Overview(self.relay, self.upstreams, self.telemetry, time.monotonic)
-        opener = EnvelopeOpener(self.relay, policy, catalog)
+        self.keeper = PolicyKeeper(policy, partial(candidate_of, settings), self.adopt)
+        self.telemetry.registry.register(PolicyCollector(lambda: self.keeper.status))
+        self.overview = Overview(
+            self.relay, self.fleet.upstreams, self.telemetry, lambda: self.keeper.status, time.monotonic
+        )
+        opener = EnvelopeOpener(self.relay, self.fleet.catalog)
         self.listener = Listener(opener.on_call, self.timers, _listener_settings(policy))
         self.control = ControlPlane(
             ControlSettings(admin_address=settings.admin_listen),
             health=self.overview,
             stats=self.overview,
-            upstreams=self.descriptors,
+            upstreams=self.fleet.descriptors,
             drain=self.stop,
+            reload=self.keeper.reload,
             version=version("resilient-relay"),
         )
         self.http = HttpServer(
             settings.http_listen,
             health=self.overview,
             stats=self.overview,
-            upstreams=self.descriptors,
+            upstreams=self.fleet.descriptors,
             metrics=self.telemetry.prometheus_text,
             version=version("resilient-relay"),
         )
@@ -137,9 +138,9 @@ class App:
 
     def _upstream(
         self,
+        rng: random.Random,
         name: str,
         policy: UpstreamPolicy,
-        rng: random.Random,
         on_connected: Callable[[], None] | None = None,
     ) -> Upstream:
         return Upstream(
@@ -167,23 +168,42 @@ class App:
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self.stop)
+        loop.add_signal_handler(signal.SIGHUP, self.keeper.want)
         undo.callback(self.timers.close)
         self.telemetry.start()
         undo.push_async_callback(asyncio.to_thread, self.telemetry.shutdown)
-        for upstream in self.upstreams.values():
-            upstream.open()
-            undo.push_async_callback(upstream.close, 0.0)
+        self.fleet.open()
+        undo.push_async_callback(self.fleet.close)
         await self.control.start()
         undo.push_async_callback(self.control.stop, CONTROL_GRACE_S)
-        control = self._upstream("control", UpstreamPolicy(self.control.private_address), random.Random())
+        control = self._upstream(random.Random(), "control", UpstreamPolicy(self.control.private_address))
         control.open()
         undo.push_async_callback(control.close, 0.0)
         self._own_services.update(dict.fromkeys(FORWARDED_SERVICES, control))
         await self.http.start()
         undo.push_async_callback(self.http.stop)
-        await asyncio.gather(*(known.asked_once(REFLECTION_WAIT_S) for known in self.descriptors))
+        await self.fleet.known()
         self._relay_address = await self._listen(self._settings.listen)
         undo.push_async_callback(self.listener.close, 0.0)
+        await undo.enter_async_context(_in_background(self._reloads()))
+
+    def _reloads(self) -> Iterator[Coroutine[Any, Any, None]]:
+        """What has the policy reloaded when it is to be."""
+        yield self.keeper.follow()
+        path = Path(self._settings.policy)
+        if self._settings.policy_poll_s and self._settings.policy not in preset_names():
+            yield self.keeper.watch(path, self._settings.policy_poll_s)
+
+    async def adopt(self, policy: RelayPolicy) -> None:
+        """Put a policy into force: new upstreams are ready first, then everything changes between two
+        calls, then what is not needed any more goes when its last call has gone."""
+        members = await self.fleet.prepare(policy.upstreams)
+        left = self.relay.adopt(policy, {name: member.upstream for name, member in members.items()})
+        by_port = {destination.port: destination for destination in left}
+        for member in self.fleet.switch(members):
+            self.fleet.let_go(member, by_port[member.upstream])
+        self.listener.allow_streams(_streams_max(policy))
+        self.control.health_changed()
 
     async def _listen(self, address: str) -> str:
         try:
@@ -209,6 +229,7 @@ class App:
         Health says NOT_SERVING first; then connections get their GOAWAY while calls that crossed it are
         still taken; then new calls are refused; then what has not ended is dropped.
         """
+        self.keeper.end()
         self.overview.draining = True
         self.control.drain()
         await self._unless_hurried(asyncio.sleep(HEALTH_NOTICE_S))
@@ -239,6 +260,17 @@ async def running(settings: Settings, policy: RelayPolicy) -> AsyncIterator[App]
         app = App(settings, policy)
         await app.start(undo)
         yield app
+
+
+@contextlib.asynccontextmanager
+async def _in_background(work: Iterable[Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _calm_the_collector() -> None:
@@ -273,8 +305,12 @@ def _upstream_settings(policy: UpstreamPolicy) -> UpstreamSettings:
 
 
 def _listener_settings(policy: RelayPolicy) -> ListenerSettings:
+    limits = Limits(streams_max=_streams_max(policy))
+    return ListenerSettings(connection=ConnectionSettings(limits=limits, handshake_timeout_s=5.0))
+
+
+def _streams_max(policy: RelayPolicy) -> int:
     """More streams than could ever be taken, so that overload is refused here, where it can be told why."""
     admission = policy.admission
     streams_max = 2 * (admission.queue_capacity + admission.workers_max) + admission.max_streams + 1
-    limits = Limits(streams_max=max(Limits().streams_max, streams_max))
-    return ListenerSettings(connection=ConnectionSettings(limits=limits, handshake_timeout_s=5.0))
+    return max(Limits().streams_max, streams_max)

@@ -33,6 +33,7 @@ from relay_service.core.policy import MethodPolicy
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
 from relay_service.core.verdict import Fate, Origin, Verdict
+from relay_service.destination import Destination
 from relay_service.ports import (
     Attempt,
     AttemptEnd,
@@ -70,8 +71,9 @@ class Plan:
     """Monotonic seconds."""
     demand: Demand
     """What it asks of the admission."""
-    limited: bool = True
-    """False for the relay's own services, which no limit holds back and no drain waits for."""
+    destination: Destination | None = None
+    """What keeps the upstream there until the call is over; None for the relay's own services, which no
+    limit holds back and no drain waits for."""
 
 
 class ForwardedCall:
@@ -107,9 +109,9 @@ class ForwardedCall:
         )
 
     @property
-    def limited(self) -> bool:
-        """Whether the call counts against the relay's limits."""
-        return self._plan.limited
+    def destination(self) -> Destination | None:
+        """See `Plan.destination`."""
+        return self._plan.destination
 
     @property
     def demand(self) -> Demand:

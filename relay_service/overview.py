@@ -3,7 +3,14 @@
 import time
 from collections.abc import Callable, Mapping
 
-from relay_service.control.sources import Health, QueueStatus, Stats, TelemetryStatus, UpstreamStatus
+from relay_service.control.sources import (
+    Health,
+    PolicyStatus,
+    QueueStatus,
+    Stats,
+    TelemetryStatus,
+    UpstreamStatus,
+)
 from relay_service.relay import Relay
 from relay_service.telemetry.observer import Telemetry
 from relay_service.upstream import Upstream, UpstreamState
@@ -16,9 +23,15 @@ class Overview:
     """
 
     def __init__(
-        self, relay: Relay, upstreams: Mapping[str, Upstream], telemetry: Telemetry, now: Callable[[], float]
+        self,
+        relay: Relay,
+        upstreams: Mapping[str, Upstream],
+        telemetry: Telemetry,
+        policy: Callable[[], PolicyStatus],
+        now: Callable[[], float],
     ) -> None:
         self.draining = False
+        self._policy = policy
         self._relay = relay
         self._upstreams = upstreams
         self._telemetry = telemetry
@@ -43,6 +56,7 @@ class Overview:
             queue=self._queue(now),
             upstreams=[self._upstream(name, upstream, now) for name, upstream in self._upstreams.items()],
             telemetry=TelemetryStatus(spans.exported, spans.dropped),
+            policy=self._policy(),
         )
 
     def _queue(self, now: float) -> QueueStatus:

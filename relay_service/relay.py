@@ -21,6 +21,7 @@ from relay_service.core.policy import NO_RETRY, MethodPolicy, RelayPolicy, Retry
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
 from relay_service.core.verdict import Fate, Origin, Verdict
+from relay_service.destination import Destination
 from relay_service.forwarding import ForwardedCall, Plan
 from relay_service.methods import MethodCatalog, MethodFacts
 from relay_service.ports import (
@@ -82,12 +83,12 @@ class Relay:
         self.timers = timers
         self.now = now
         self._policy = policy
-        self._upstreams = upstreams
         self._own_services = own_services
         self._catalog = catalog
         self._observer = observer
         self._rng = rng
         self._admission: Admission[UnaryCall] = Admission(policy.admission, now())
+        self._destinations = {name: Destination(upstreams[name]) for name in policy.upstreams}
         self._gates = {name: RetryGate(policy.budget, policy.throttling, now()) for name in policy.upstreams}
         self._breakers = Breakers(policy, now())
         self._own_gate = RetryGate(None, None, now())
@@ -122,6 +123,43 @@ class Relay:
     def draining(self) -> bool:
         """Whether new calls are refused because the relay is going away."""
         return self._draining
+
+    @property
+    def policy(self) -> RelayPolicy:
+        """What new calls are judged by."""
+        return self._policy
+
+    def adopt(self, policy: RelayPolicy, upstreams: Mapping[str, UpstreamPort]) -> list[Destination]:
+        """Judge new calls by another policy from now on; those under way keep the one they began with.
+
+        What has been learned of an upstream stays with it as long as its name, its target and the part
+        of the policy that it was learned under stay; the admission keeps its queue. The result are the
+        destinations that get no new calls.
+        """
+        now = self.now()
+        old = self._policy
+        same = [
+            name
+            for name, upstream in policy.upstreams.items()
+            if name in old.upstreams and old.upstreams[name].target == upstream.target
+        ]
+        self._gates = {name: self._gate(policy, name, name in same, now) for name in policy.upstreams}
+        self._breakers = Breakers(policy, now, self._breakers.of(same))
+        left = self._destinations
+        kept = {name: one for name, one in left.items() if upstreams.get(name) is one.port}
+        self._destinations = {
+            name: kept.get(name) or Destination(upstreams[name]) for name in policy.upstreams
+        }
+        self._policy = policy
+        self._admission.adopt(policy.admission, now)
+        self._hand_out(now)
+        return [one for name, one in left.items() if name not in kept]
+
+    def _gate(self, policy: RelayPolicy, name: str, same_upstream: bool, now: float) -> RetryGate:
+        policies = (policy.budget, policy.throttling)
+        if same_upstream and self._gates[name].policies == policies:
+            return self._gates[name]
+        return RetryGate(*policies, now)
 
     def drain(self) -> None:
         """Refuse new calls from now on; those under way go on, but for calls to our own services: a health
@@ -158,9 +196,7 @@ class Relay:
         """Pass a call to the relay's own services on as it is: not limited, not counted as in flight."""
         deadline = now + head.timeout_s if head.timeout_s is not None else None
         metadata = [field for field in head.metadata if field[0] not in contract.REPLACED]
-        plan = Plan(
-            head.method, metadata, upstream, OWN_SERVICE_POLICY, deadline, OWN_SERVICE_DEMAND, limited=False
-        )
+        plan = Plan(head.method, metadata, upstream, OWN_SERVICE_POLICY, deadline, OWN_SERVICE_DEMAND)
         machine = Call(
             NO_RETRY,
             safety=Safety.NONE,
@@ -194,13 +230,15 @@ class Relay:
         deadline = _deadline(head, policy, now, unary=unary)
         breaker = self._breakers.guarding(upstream, head.method)
         self._check_breaker(breaker, now)
+        destination = self._destinations[upstream]
         plan = Plan(
             head.method,
             _outgoing(head, key, hops),
-            self._upstreams[upstream],
+            destination.port,
             policy,
             deadline,
             Demand(contract.criticality(head.metadata), deadline),
+            destination,
         )
         machine = Call(
             policy.retry if hops == 0 else _single_attempt(policy.retry),
@@ -214,31 +252,29 @@ class Relay:
             breaker=breaker,
         )
         if unary:
-            return self._unary(plan, machine, reply, observer, now)
-        return self._stream(plan, machine, reply, observer, now)
+            self._admit_unary(plan, now)
+        else:
+            self._admit_stream()
+        self._in_flight += 1
+        destination.enter()
+        if unary:
+            return UnaryCall(self, plan, machine, reply, observer)
+        call = StreamCall(self, plan, machine, reply, observer)
+        call.begin(now)
+        return call
 
     def _check_breaker(self, breaker: CircuitBreaker | None, now: float) -> None:
         """Refuse at the headers what the breaker would refuse later, before it costs anything."""
         if breaker is not None and breaker.refuses(now):
             raise Refusal(Reason.BREAKER_OPEN, breaker.pushback_s(now, self._rng))
 
-    def _unary(
-        self, plan: Plan, machine: Call, reply: Reply, observer: CallObserver, now: float
-    ) -> UnaryCall:
+    def _admit_unary(self, plan: Plan, now: float) -> None:
         if (reason := self._admission.refusal(plan.demand, now)) is not None:
             raise Refusal(reason, self.pushback_s(reason, now))
-        self._in_flight += 1
-        return UnaryCall(self, plan, machine, reply, observer)
 
-    def _stream(
-        self, plan: Plan, machine: Call, reply: Reply, observer: CallObserver, now: float
-    ) -> StreamCall:
+    def _admit_stream(self) -> None:
         if not self._admission.open_stream():
             raise Refusal(Reason.STREAM_LIMIT, self._admission.stream_pushback_s(self._rng))
-        self._in_flight += 1
-        call = StreamCall(self, plan, machine, reply, observer)
-        call.begin(now)
-        return call
 
     def _answer_refused(self, head: CallHead, reply: Reply, observer: CallObserver, verdict: Verdict) -> None:
         trailers = contract.trailers_of(verdict, head.method, ())
@@ -296,12 +332,14 @@ class Relay:
 
     def call_ended(self, call: ForwardedCall) -> None:
         """Count it out."""
-        if not call.limited:
+        destination = call.destination
+        if destination is None:
             self._own_calls.discard(call)
             return
         if isinstance(call, StreamCall):
             self._admission.close_stream()
         self._in_flight -= 1
+        destination.leave()
 
 
 def _refused(reason: Reason, message: str, pushback_s: float | None = None) -> Verdict:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from relay_service.cli import call, explain, lint, serve, stats
+from relay_service.cli import call, explain, lint, reload, serve, stats
 
 app = typer.Typer(
     name="relay",
@@ -39,6 +39,7 @@ def _relay(
 app.command("serve")(serve.serve)
 app.command("call")(call.call)
 app.command("stats")(stats.stats)
+app.command("reload")(reload.reload)
 app.command("lint")(lint.lint)
 app.command("explain")(explain.explain)
 

@@ -13,7 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
-from protos.relay.v1.admin_pb2 import GetStatsRequest, MethodStats, Stats, WatchStatsRequest
+from protos.relay.v1.admin_pb2 import GetStatsRequest, MethodStats, Policy, Stats, WatchStatsRequest
 from protos.relay.v1.admin_pb2_grpc import AdminServiceStub
 
 ANSWER_TIMEOUT_S = 5.0
@@ -77,7 +77,7 @@ def live_tables() -> Iterator[Show]:
 
 def report(stats: Stats) -> RenderableType:
     """Everything about one look that fits on a screen."""
-    parts = [_calls(stats), _queue(stats), _upstreams(stats)]
+    parts: list[RenderableType] = [_policy(stats.policy), _calls(stats), _queue(stats), _upstreams(stats)]
     if any(upstream.breakers for upstream in stats.upstreams):
         parts.append(_breakers(stats))
     if stats.methods:
@@ -100,6 +100,11 @@ def _table(title: str, *columns: str) -> Table:
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right")
     return table
+
+
+def _policy(policy: Policy) -> str:
+    line = f"Policy {policy.name} {policy.version}, reloaded {policy.reloads} times, refused {policy.refused}"
+    return f"{line}\nLast refused: {policy.last_refusal}" if policy.last_refusal else line
 
 
 def _calls(stats: Stats) -> Table:

@@ -47,7 +47,11 @@ def policy_of(settings: Settings) -> RelayPolicy:
     Raises `ConfigError` with everything that is wrong in it, and when an upstream was set although the
     policy names its own: one of the two would be ignored.
     """
-    document = read_document(settings.policy)
+    return policy_from(read_document(settings.policy), settings)
+
+
+def policy_from(document: Document, settings: Settings) -> RelayPolicy:
+    """The same for a document that was read already."""
     if "upstream" in settings.model_fields_set and merge(layers(document)).upstreams:
         allowed = f"must not be set: {document.where} names its own upstreams"
         raise ConfigError([Problem("upstream", "", f"got {shown(settings.upstream)}", allowed)])

@@ -75,6 +75,12 @@ class Settings(BaseSettings):
         min_length=1,
         description="A policy file, or the name of a preset.",
     )
+    policy_poll_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=3600,
+        description="Seconds between looks at the policy file, to reload it after a change. 0 never looks.",
+    )
     trace_file: Path | None = Field(
         default=None,
         description="Append spans to this file as lines of OTLP JSON. Unset writes none.",

@@ -2,33 +2,38 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Never, TypeAlias
 
 import grpc
 import grpc.aio
 from google.protobuf.duration_pb2 import Duration
-from google.rpc.error_details_pb2 import BadRequest
+from google.rpc.error_details_pb2 import BadRequest, PreconditionFailure
 from google.rpc.status_pb2 import Status
 
 from protos.relay.v1 import admin_pb2
 from protos.relay.v1.admin_pb2_grpc import AdminServiceServicer
+from relay_service.config.candidate import Candidate
+from relay_service.config.problems import ConfigError
 from relay_service.control.descriptors import UpstreamDescriptors
-from relay_service.control.sources import HealthSource, StatsSource
-from relay_service.control.stats_proto import health_message, stats_message
+from relay_service.control.sources import HealthSource, ShuttingDownError, StatsSource
+from relay_service.control.stats_proto import health_message, policy_message, stats_message
 
 WATCH_INTERVAL_S = 1.0
 WATCH_INTERVAL_MIN_S = 0.1
 WATCH_INTERVAL_MAX_S = 60.0
 DRAIN_GRACE_S = 30.0
 DRAIN_GRACE_MAX_S = 3600.0
+PROBLEMS_TOLD_MAX = 10
+"""Faults of a policy that stand in an answer: trailers have room for a few kilobytes. All are in the log."""
 
 # Generic in its type stubs only.
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class Admin(AdminServiceServicer):
-    """Answers from the two sources; ``drain(grace_s)`` is what SIGTERM calls too and must return at once.
+    """Answers from the two sources; ``drain(grace_s)`` is what SIGTERM calls too and must return at once,
+    ``reload`` is what SIGHUP leads to.
 
     State: ``_draining``, set once.
     """
@@ -40,12 +45,14 @@ class Admin(AdminServiceServicer):
         stats: StatsSource,
         upstreams: Sequence[UpstreamDescriptors],
         drain: Callable[[float], None],
+        reload: Callable[[], Awaitable[Candidate]],
         version: str,
     ) -> None:
         self._health = health
         self._stats = stats
-        self._descriptors = {upstream.name: upstream for upstream in upstreams}
+        self._upstreams = upstreams
         self._drain = drain
+        self._reload = reload
         self._version = version
         self._draining = asyncio.Event()
 
@@ -80,6 +87,21 @@ class Admin(AdminServiceServicer):
         """Health in detail."""
         return health_message(self._health.health(), self._stats.stats(), self._descriptors, self._version)
 
+    async def ReloadPolicy(
+        self, _request: admin_pb2.ReloadPolicyRequest, context: _Context
+    ) -> admin_pb2.ReloadPolicyResponse:
+        """Put the policy as it can be read now into force, or say what is wrong with it."""
+        try:
+            candidate = await self._reload()
+        except ConfigError as error:
+            await _refuse_policy(context, error)
+        except ShuttingDownError:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the relay is draining")
+        warnings = [f"{found.path}: {found.text} [{found.rule}]" for found in candidate.findings]
+        return admin_pb2.ReloadPolicyResponse(
+            policy=policy_message(self._stats.stats().policy), warnings=warnings
+        )
+
     async def Drain(self, request: admin_pb2.DrainRequest, context: _Context) -> admin_pb2.DrainResponse:
         """Begin to drain and say how much there is left to finish. Asking twice changes nothing."""
         grace_s = await _seconds(context, request, "grace", DRAIN_GRACE_S, (0.0, DRAIN_GRACE_MAX_S))
@@ -89,6 +111,10 @@ class Admin(AdminServiceServicer):
 
     def _look(self, method_prefix: str) -> admin_pb2.Stats:
         return stats_message(self._stats.stats(), self._descriptors, method_prefix)
+
+    @property
+    def _descriptors(self) -> dict[str, UpstreamDescriptors]:
+        return {upstream.name: upstream for upstream in self._upstreams}
 
 
 async def _seconds(
@@ -110,12 +136,30 @@ async def _seconds(
 
 
 async def _refuse_field(context: _Context, field: str, description: str) -> Never:
-    status = Status(code=grpc.StatusCode.INVALID_ARGUMENT.value[0], message=f"{field} {description}")
     violation = BadRequest.FieldViolation(field=field, description=description)
-    status.details.add().Pack(BadRequest(field_violations=[violation]))
-    await context.abort(
-        grpc.StatusCode.INVALID_ARGUMENT,
-        status.message,
-        (("grpc-status-details-bin", status.SerializeToString()),),
+    detail = BadRequest(field_violations=[violation])
+    await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, f"{field} {description}", detail)
+
+
+async def _refuse_policy(context: _Context, error: ConfigError) -> Never:
+    """Tell every fault, as far as they fit into trailers."""
+    told = error.problems[:PROBLEMS_TOLD_MAX]
+    violations = [
+        PreconditionFailure.Violation(
+            type="POLICY", subject=problem.path or problem.where, description=str(problem)
+        )
+        for problem in told
+    ]
+    text = f"the policy is refused for {len(error.problems)} faults, the old one stays in force"
+    await _abort(
+        context, grpc.StatusCode.FAILED_PRECONDITION, text, PreconditionFailure(violations=violations)
     )
+
+
+async def _abort(
+    context: _Context, code: grpc.StatusCode, message: str, detail: BadRequest | PreconditionFailure
+) -> Never:
+    status = Status(code=code.value[0], message=message)
+    status.details.add().Pack(detail)
+    await context.abort(code, message, (("grpc-status-details-bin", status.SerializeToString()),))
     raise AssertionError("abort does not return")

@@ -1,11 +1,12 @@
 """The control plane as a whole: the servers on which the relay's own services run."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from protos.relay.v1 import relay_pb2  # noqa: F401  # RelayService is shown by reflection although the data plane answers it
 from protos.relay.v1.admin_pb2_grpc import add_AdminServiceServicer_to_server
+from relay_service.config.candidate import Candidate
 from relay_service.control.admin import Admin
 from relay_service.control.binding import BindError
 from relay_service.control.descriptor_set import DescriptorSet
@@ -50,15 +51,22 @@ class ControlPlane:
         stats: StatsSource,
         upstreams: Sequence[UpstreamDescriptors],
         drain: Callable[[float], None],
+        reload: Callable[[], Awaitable[Candidate]],
         version: str,
     ) -> None:
-        """``drain(grace_s)`` begins the relay's drain and returns at once; it is what ``Drain`` calls."""
+        """``drain(grace_s)`` begins the relay's drain and returns at once; it is what ``Drain`` calls.
+
+        ``reload`` puts another policy into force. ``upstreams`` may change its members then: whoever
+        changes it starts the new ones, stops those that are gone, and calls `health_changed`.
+        """
         self._settings = settings
         self._upstreams = upstreams
         self._board = HealthBoard()
         self._admin_board = HealthBoard()
         self._follower = HealthFollower(self._board, health, upstreams)
-        self._admin = Admin(health=health, stats=stats, upstreams=upstreams, drain=drain, version=version)
+        self._admin = Admin(
+            health=health, stats=stats, upstreams=upstreams, drain=drain, reload=reload, version=version
+        )
         self._own = own_descriptors(sorted(PUBLIC_SERVICES))
         self._private: GrpcServer | None = None
         self._admin_server: GrpcServer | None = None

@@ -48,6 +48,27 @@ class UpstreamStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class PolicyStatus:
+    """The policy in force, and what became of those that were to take its place."""
+
+    name: str = ""
+    version: str = ""
+    """A hash of what it says."""
+    loaded_at_unix_s: float = 0.0
+    reloads: int = 0
+    """Policies put into force since the start."""
+    refused: int = 0
+    """Policies that had errors."""
+    last_refusal: str = ""
+    """What was wrong with the last of these, a line for each fault; empty when there was none."""
+    last_refusal_at_unix_s: float = 0.0
+
+
+class ShuttingDownError(Exception):
+    """The relay is going away and takes no other policy."""
+
+
+@dataclass(frozen=True, slots=True)
 class TelemetryStatus:
     """What became of the spans."""
 
@@ -67,6 +88,7 @@ class Stats:
     queue: QueueStatus
     upstreams: Sequence[UpstreamStatus]
     telemetry: TelemetryStatus
+    policy: PolicyStatus = PolicyStatus()
 
 
 @dataclass(frozen=True, slots=True)

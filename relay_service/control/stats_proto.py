@@ -7,7 +7,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from protos.relay.v1 import admin_pb2
 from relay_service.control.descriptors import UpstreamDescriptors
-from relay_service.control.sources import Health, QueueStatus, Stats, TelemetryStatus, UpstreamStatus
+from relay_service.control.sources import (
+    Health,
+    PolicyStatus,
+    QueueStatus,
+    Stats,
+    TelemetryStatus,
+    UpstreamStatus,
+)
 from relay_service.core.breakers import BreakerView
 from relay_service.core.budget import BudgetState
 from relay_service.telemetry.metrics import CallTotals, MethodStats
@@ -26,7 +33,23 @@ def stats_message(stats: Stats, descriptors: Descriptors, method_prefix: str) ->
         queue=_queue(stats.queue),
         upstreams=_upstreams(stats.upstreams, descriptors),
         telemetry=_telemetry(stats.telemetry),
+        policy=policy_message(stats.policy),
     )
+
+
+def policy_message(policy: PolicyStatus) -> admin_pb2.Policy:
+    """The policy in force."""
+    message = admin_pb2.Policy(
+        name=policy.name,
+        version=policy.version,
+        load_time=timestamp(policy.loaded_at_unix_s),
+        reloads=policy.reloads,
+        refused=policy.refused,
+        last_refusal=policy.last_refusal,
+    )
+    if policy.refused:
+        message.last_refusal_time.CopyFrom(timestamp(policy.last_refusal_at_unix_s))
+    return message
 
 
 def health_message(

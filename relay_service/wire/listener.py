@@ -4,7 +4,7 @@ import asyncio
 import ssl
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from relay_service.ports import CallHandler, Timers
 from relay_service.wire.connection import ConnectionSettings
@@ -90,6 +90,15 @@ class Listener:
     def streams(self) -> int:
         """Streams open now, on all connections."""
         return sum(len(connection.streams) for connection in self._connections)
+
+    def allow_streams(self, streams_max: int) -> None:
+        """Let every connection have so many streams. One that is open already keeps what it was allowed
+        before if that is more: what a caller has begun within its limit must not be refused."""
+        connection = self._settings.connection
+        limits = replace(connection.limits, streams_max=streams_max)
+        self._settings = replace(self._settings, connection=replace(connection, limits=limits))
+        for one in self._connections:
+            one.allow_streams(streams_max)
 
     def stop_accepting(self) -> None:
         """Close the listening sockets and remove the files of Unix ones; connections stay."""

@@ -1,0 +1,139 @@
+"""The upstreams of the policy in force: their connections, and what reflection tells of their methods.
+
+Another policy takes over in three steps, so that no call is lost between two: `Fleet.prepare` connects and
+asks what is new, while calls go on as before; `Fleet.switch` puts it into place at once; `Fleet.let_go`
+closes what is left behind, once its last call is over.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from relay_service.control.descriptors import ReflectedMethods, UpstreamDescriptors
+from relay_service.core.policy import UpstreamPolicy
+from relay_service.destination import Destination
+from relay_service.upstream import Upstream
+
+PREPARE_WAIT_S = 2.0
+"""How long a start or a change of policy waits for new upstreams to be connected and to have told of their
+methods; after that it goes on without, and calls of unknown methods are carried as streams."""
+
+LET_GO_S = 600.0
+"""A conversation with an upstream that is no longer there may go on for so long; then it is cut, so that
+nothing is kept for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One upstream."""
+
+    policy: UpstreamPolicy
+    upstream: Upstream
+    descriptors: UpstreamDescriptors
+
+
+class Fleet:
+    """All upstreams there are.
+
+    ``make`` makes the upstream of a name and a policy; it is to call its third argument at every new
+    connection. State: the members by name, the same as two views that others keep and read, and those that
+    are being let go.
+    """
+
+    def __init__(self, make: Callable[[str, UpstreamPolicy, Callable[[], None]], Upstream]) -> None:
+        self._make = make
+        self._members: dict[str, Member] = {}
+        self._leaving: dict[asyncio.Task[None], Upstream] = {}
+        self.upstreams: dict[str, Upstream] = {}
+        """By name; always the same object, whatever the policy."""
+        self.descriptors: list[UpstreamDescriptors] = []
+        """Likewise."""
+        self.catalog = ReflectedMethods(self.descriptors)
+
+    def take(self, wanted: Mapping[str, UpstreamPolicy]) -> None:
+        """Make the first members; nothing is opened."""
+        self.switch({name: self._member(name, policy) for name, policy in wanted.items()})
+
+    def open(self) -> None:
+        """Begin to connect. The descriptors are started by the control plane, when it is there."""
+        for upstream in self.upstreams.values():
+            upstream.open()
+
+    async def known(self) -> None:
+        """Wait until every upstream was asked for its methods, at most `PREPARE_WAIT_S`."""
+        await asyncio.gather(*(one.asked_once(PREPARE_WAIT_S) for one in self.descriptors))
+
+    async def prepare(self, wanted: Mapping[str, UpstreamPolicy]) -> dict[str, Member]:
+        """Members for a policy: those there are, as long as nothing about them changes, and new ones that
+        are connected and known, or were given `PREPARE_WAIT_S` to be."""
+        new: dict[str, Member] = {}
+        members: dict[str, Member] = {}
+        for name, policy in wanted.items():
+            old = self._members.get(name)
+            if old is not None and old.policy == policy:
+                members[name] = old
+            else:
+                members[name] = new[name] = self._member(name, policy)
+        try:
+            for member in new.values():
+                member.upstream.open()
+                await member.descriptors.start()
+            waits = [member.descriptors.asked_once(PREPARE_WAIT_S) for member in new.values()]
+            waits += [member.upstream.wait_ready(PREPARE_WAIT_S) for member in new.values()]
+            await asyncio.gather(*waits)
+        except BaseException:
+            await asyncio.gather(*(_end(member) for member in new.values()))
+            raise
+        return members
+
+    def switch(self, members: dict[str, Member]) -> list[Member]:
+        """Put ``members`` into place; the result are those that were there and are not among them."""
+        left = [old for name, old in self._members.items() if members.get(name) is not old]
+        self._members = members
+        self.upstreams.clear()
+        self.upstreams.update({name: member.upstream for name, member in members.items()})
+        self.descriptors[:] = [member.descriptors for member in members.values()]
+        self.catalog.follow(self.descriptors)
+        return left
+
+    def let_go(self, member: Member, destination: Destination) -> None:
+        """Close a member that is no longer in place as soon as the last call to it is over."""
+        task = asyncio.create_task(_see_off(member, destination), name=f"drain {member.upstream.name}")
+        self._leaving[task] = member.upstream
+        task.add_done_callback(self._leaving.pop)
+
+    @property
+    def leaving(self) -> int:
+        """Upstreams that only calls from before still use."""
+        return len(self._leaving)
+
+    async def close(self) -> None:
+        """Close all connections, at once."""
+        leaving = dict(self._leaving)
+        for task in leaving:
+            task.cancel()
+        await asyncio.gather(*leaving, return_exceptions=True)
+        upstreams = [*leaving.values(), *self.upstreams.values()]
+        await asyncio.gather(*(upstream.close(0.0) for upstream in upstreams))
+
+    def _member(self, name: str, policy: UpstreamPolicy) -> Member:
+        descriptors = UpstreamDescriptors(name, policy.target)
+        # What comes back after an outage may be another version: its methods are asked for again.
+        return Member(policy, self._make(name, policy, descriptors.refresh_soon), descriptors)
+
+
+async def _see_off(member: Member, destination: Destination) -> None:
+    await member.descriptors.stop()
+    idle = asyncio.Event()
+    destination.when_idle(idle.set)
+    try:
+        async with asyncio.timeout(LET_GO_S):
+            await idle.wait()
+    except TimeoutError:
+        pass
+    await member.upstream.close(0.0)
+
+
+async def _end(member: Member) -> None:
+    await member.descriptors.stop()
+    await member.upstream.close(0.0)
