@@ -8,7 +8,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -24,12 +24,15 @@ from relay_service.control.http import HttpServer
 from relay_service.control.names import FORWARDED_SERVICES
 from relay_service.control.server import ControlPlane, ControlSettings
 from relay_service.core.breakers import BreakerView
+from relay_service.core.criticality import Criticality
 from relay_service.core.policy import RelayPolicy, UpstreamPolicy
+from relay_service.core.throttle import ThrottleState
 from relay_service.envelope import EnvelopeOpener
 from relay_service.fleet import Fleet
 from relay_service.overview import Overview
 from relay_service.relay import Relay
 from relay_service.reload import PolicyKeeper
+from relay_service.telemetry.adaptive_throttle import ThrottleCollector
 from relay_service.telemetry.breakers import BreakerCollector
 from relay_service.telemetry.exposition import AdmissionCollector
 from relay_service.telemetry.log_stream import BackgroundStream
@@ -110,6 +113,7 @@ class App:
         )
         self.telemetry.registry.register(AdmissionCollector(self.relay.admission.state))
         self.telemetry.registry.register(BreakerCollector(self._breakers))
+        self.telemetry.registry.register(ThrottleCollector(self._throttles))
         self.keeper = PolicyKeeper(policy, partial(candidate_of, settings), self.adopt)
         self.telemetry.registry.register(PolicyCollector(lambda: self.keeper.status))
         self.overview = Overview(
@@ -154,6 +158,10 @@ class App:
 
     def _breakers(self) -> Iterator[BreakerView]:
         return self.relay.breakers.views(time.monotonic())
+
+    def _throttles(self) -> Mapping[str, Mapping[Criticality, ThrottleState]]:
+        now = time.monotonic()
+        return {name: throttles.states(now) for name, throttles in self.relay.throttles.items()}
 
     @property
     def addresses(self) -> Addresses:

@@ -37,7 +37,13 @@ KEY_LENGTH_MAX = 255
 
 _CLASSES = {one.name.encode(): one for one in Criticality}
 _QUOTA_REASONS = frozenset(
-    {Reason.QUEUE_FULL, Reason.SHED_BY_CRITICALITY, Reason.CONCURRENCY_LIMIT, Reason.STREAM_LIMIT}
+    {
+        Reason.QUEUE_FULL,
+        Reason.SHED_BY_CRITICALITY,
+        Reason.CONCURRENCY_LIMIT,
+        Reason.STREAM_LIMIT,
+        Reason.ADAPTIVE_THROTTLE,
+    }
 )
 _DO_NOT_RETURN_MS = -1
 _EXECUTED_AT_ONCE: Headers = (

@@ -74,6 +74,7 @@ class Overview:
         )
 
     def _upstream(self, name: str, upstream: Upstream, now: float) -> UpstreamStatus:
+        throttles = self._relay.throttles.get(name)
         return UpstreamStatus(
             name=name,
             target=upstream.target,
@@ -85,4 +86,5 @@ class Overview:
             last_error=upstream.counters.last_error,
             retry_budget=self._relay.gates[name].state(),
             breakers=self._relay.breakers.of_upstream(name, now),
+            throttles=throttles.states(now) if throttles else {},
         )

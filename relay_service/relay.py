@@ -20,6 +20,7 @@ from relay_service.core.limit import LoadSign
 from relay_service.core.policy import NO_RETRY, MethodPolicy, RelayPolicy, RetryPolicy
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
+from relay_service.core.throttle import AdaptiveThrottle, Throttles
 from relay_service.core.verdict import Fate, Origin, Verdict
 from relay_service.destination import Destination
 from relay_service.forwarding import ForwardedCall, Plan
@@ -91,6 +92,7 @@ class Relay:
         self._destinations = {name: Destination(upstreams[name]) for name in policy.upstreams}
         self._gates = {name: RetryGate(policy.budget, policy.throttling, now()) for name in policy.upstreams}
         self._breakers = Breakers(policy, now())
+        self._throttles = _throttles(policy, {}, now())
         self._own_gate = RetryGate(None, None, now())
         self._in_flight = 0
         self._held_bytes = 0
@@ -113,6 +115,11 @@ class Relay:
     def breakers(self) -> Breakers:
         """The circuit breakers."""
         return self._breakers
+
+    @property
+    def throttles(self) -> Mapping[str, Throttles]:
+        """The adaptive throttle of each upstream; empty when the policy has none."""
+        return self._throttles
 
     @property
     def in_flight(self) -> int:
@@ -145,6 +152,7 @@ class Relay:
         ]
         self._gates = {name: self._gate(policy, name, name in same, now) for name in policy.upstreams}
         self._breakers = Breakers(policy, now, self._breakers.of(same))
+        self._throttles = _throttles(policy, {name: self._throttles.get(name) for name in same}, now)
         left = self._destinations
         kept = {name: one for name, one in left.items() if upstreams.get(name) is one.port}
         self._destinations = {
@@ -230,6 +238,9 @@ class Relay:
         deadline = _deadline(head, policy, now, unary=unary)
         breaker = self._breakers.guarding(upstream, head.method)
         self._check_breaker(breaker, now)
+        criticality = contract.criticality(head.metadata)
+        throttle = self._throttles[upstream].of(criticality) if self._throttles else None
+        self._check_throttle(throttle, now)
         destination = self._destinations[upstream]
         plan = Plan(
             head.method,
@@ -237,7 +248,7 @@ class Relay:
             destination.port,
             policy,
             deadline,
-            Demand(contract.criticality(head.metadata), deadline),
+            Demand(criticality, deadline),
             destination,
         )
         machine = Call(
@@ -250,6 +261,7 @@ class Relay:
             rng=self._rng,
             streaming=not unary,
             breaker=breaker,
+            throttle=throttle,
         )
         if unary:
             self._admit_unary(plan, now)
@@ -267,6 +279,10 @@ class Relay:
         """Refuse at the headers what the breaker would refuse later, before it costs anything."""
         if breaker is not None and breaker.refuses(now):
             raise Refusal(Reason.BREAKER_OPEN, breaker.pushback_s(now, self._rng))
+
+    def _check_throttle(self, throttle: AdaptiveThrottle | None, now: float) -> None:
+        if throttle is not None and throttle.refuses(now, self._rng):
+            raise Refusal(Reason.ADAPTIVE_THROTTLE, throttle.pushback_s(now, self._rng))
 
     def _admit_unary(self, plan: Plan, now: float) -> None:
         if (reason := self._admission.refusal(plan.demand, now)) is not None:
@@ -340,6 +356,17 @@ class Relay:
             self._admission.close_stream()
         self._in_flight -= 1
         destination.leave()
+
+
+def _throttles(
+    policy: RelayPolicy, known: Mapping[str, Throttles | None], now: float
+) -> dict[str, Throttles]:
+    """One for each upstream; those ``known`` go on as they stand when the policy asks for the same."""
+    asked = policy.adaptive_throttle
+    if asked is None:
+        return {}
+    kept = {name: old for name, old in known.items() if old is not None and old.policy == asked}
+    return {name: kept.get(name) or Throttles(asked, now) for name in policy.upstreams}
 
 
 def _refused(reason: Reason, message: str, pushback_s: float | None = None) -> Verdict:

@@ -80,6 +80,8 @@ def report(stats: Stats) -> RenderableType:
     parts: list[RenderableType] = [_policy(stats.policy), _calls(stats), _queue(stats), _upstreams(stats)]
     if any(upstream.breakers for upstream in stats.upstreams):
         parts.append(_breakers(stats))
+    if any(upstream.throttles for upstream in stats.upstreams):
+        parts.append(_throttles(stats))
     if stats.methods:
         parts.append(_methods(stats))
     if stats.calls.by_reason:
@@ -166,6 +168,20 @@ def _breakers(stats: Stats) -> Table:
                 str(breaker.opened),
                 str(breaker.refused),
                 breaker.cause,
+            )
+    return table
+
+
+def _throttles(stats: Stats) -> Table:
+    table = _table("Adaptive throttle", "upstream", "class", "accepted", "held back now", "refused")
+    for upstream in stats.upstreams:
+        for throttle in upstream.throttles:
+            table.add_row(
+                upstream.name,
+                throttle.criticality,
+                f"{throttle.accepts}/{throttle.requests}",
+                f"{throttle.rejection:.0%}",
+                str(throttle.refused),
             )
     return table
 

@@ -25,6 +25,7 @@ from relay_service.core.policy import (
     RetryPolicy,
     RetryThrottling,
     Route,
+    ThrottlePolicy,
     UpstreamPolicy,
 )
 
@@ -75,6 +76,7 @@ def build_policy(document: Document, target: str) -> RelayPolicy:
         admission=WIDE_OPEN if "admission" in merged.off else _admission(merged),
         budget=None if "retryBudget" in merged.off else RetryBudgetPolicy(**merged.budget_fields),
         throttling=_throttling(merged),
+        adaptive_throttle=_adaptive_throttle(merged),
         breakers=_breakers(merged),
         max_hops=merged.max_hops,
     )
@@ -164,3 +166,9 @@ def _throttling(merged: Merged) -> RetryThrottling | None:
     if merged.throttling is None or "retryThrottling" in merged.off:
         return None
     return RetryThrottling(merged.throttling.max_tokens, merged.throttling.token_ratio)
+
+
+def _adaptive_throttle(merged: Merged) -> ThrottlePolicy | None:
+    if merged.throttle_fields is None or "adaptiveThrottle" in merged.off:
+        return None
+    return ThrottlePolicy(**merged.throttle_fields)

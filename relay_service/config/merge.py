@@ -25,6 +25,8 @@ class Merged:
     routes: list[RouteBlock] = field(default_factory=list)
     admission_fields: dict[str, Any] = field(default_factory=dict)
     budget_fields: dict[str, Any] = field(default_factory=dict)
+    throttle_fields: dict[str, Any] | None = None
+    """What is said of the adaptive throttle; None while nobody asks for one."""
     breaker_fields: dict[str, dict[str, Any]] = field(default_factory=lambda: {"": {}})
     """What is said of the breakers; the empty pattern is the one each upstream has."""
     max_hops: int = 3
@@ -84,6 +86,8 @@ def _lay_over(merged: Merged, document: Document) -> None:
     merged.routes = relay.routes or merged.routes
     merged.admission_fields |= relay.admission.fields_given()
     merged.budget_fields |= relay.retry_budget.fields_given()
+    if relay.adaptive_throttle is not None:
+        merged.throttle_fields = (merged.throttle_fields or {}) | relay.adaptive_throttle.fields_given()
     merged.breaker_fields[""] |= relay.breaker.fields_given()
     if "max_hops" in relay.model_fields_set:
         merged.max_hops = relay.max_hops

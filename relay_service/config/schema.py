@@ -19,6 +19,7 @@ from relay_service.core.policy import (
     BreakerPolicy,
     MethodPolicy,
     RetryBudgetPolicy,
+    ThrottlePolicy,
     UpstreamPolicy,
 )
 from relay_service.core.status import Code
@@ -29,6 +30,7 @@ _UPSTREAM = UpstreamPolicy(target="host:1")
 _ADMISSION = AdmissionPolicy()
 _BUDGET = RetryBudgetPolicy()
 _BREAKER = BreakerPolicy()
+_THROTTLE = ThrottlePolicy()
 
 
 def _duration(value: Any) -> float:
@@ -74,7 +76,14 @@ MethodName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$", max_length=255)]
 UpstreamName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]{0,62}$")]
 Ratio = Annotated[float, Field(gt=0, le=1)]
 Switch = Literal[
-    "retry", "retryBudget", "retryThrottling", "breaker", "admission", "attemptTimeout", "deadlines"
+    "retry",
+    "retryBudget",
+    "retryThrottling",
+    "adaptiveThrottle",
+    "breaker",
+    "admission",
+    "attemptTimeout",
+    "deadlines",
 ]
 
 
@@ -216,6 +225,15 @@ class BudgetBlock(Block):
     floor_per_s: NotNegative = Field(default=_BUDGET.floor_per_s, alias="floorPerSecond")
 
 
+class AdaptiveThrottleBlock(Block):
+    """``relay.adaptiveThrottle``; ``{}`` takes the defaults, and without it there is none."""
+
+    k: Annotated[float, Field(ge=1, le=100)] = _THROTTLE.k
+    window_s: PositiveDuration = _THROTTLE.window_s
+    min_calls: Annotated[int, Field(ge=1, le=1_000_000)] = _THROTTLE.min_calls
+    max_rejection: Annotated[float, Field(ge=0.01, le=0.99)] = _THROTTLE.max_rejection
+
+
 class RelayBlock(Block):
     """``relay``: all that is ours."""
 
@@ -226,6 +244,7 @@ class RelayBlock(Block):
     routes: Annotated[list[RouteBlock], Field(max_length=10_000)] = []
     admission: AdmissionBlock = AdmissionBlock()
     retry_budget: BudgetBlock = BudgetBlock()
+    adaptive_throttle: AdaptiveThrottleBlock | None = None
     breaker: BreakerBlock = BreakerBlock()
     max_hops: Annotated[int, Field(ge=1, le=100)] = 3
     off: list[Switch] = []

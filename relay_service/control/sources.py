@@ -11,6 +11,8 @@ from typing import Protocol
 from relay_service.core.admission import AdmissionState
 from relay_service.core.breakers import BreakerView
 from relay_service.core.budget import BudgetState
+from relay_service.core.criticality import Criticality
+from relay_service.core.throttle import ThrottleState
 from relay_service.telemetry.metrics import CallTotals, MethodStats
 
 
@@ -45,6 +47,8 @@ class UpstreamStatus:
     last_error: str = ""
     retry_budget: BudgetState = field(default_factory=lambda: BudgetState(0.0, 0.0, 0, 0))
     breakers: Sequence[BreakerView] = ()
+    throttles: Mapping[Criticality, ThrottleState] = field(default_factory=dict)
+    """By class; empty when the policy has no adaptive throttle."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,8 @@ from relay_service.control.sources import (
 )
 from relay_service.core.breakers import BreakerView
 from relay_service.core.budget import BudgetState
+from relay_service.core.criticality import Criticality
+from relay_service.core.throttle import ThrottleState
 from relay_service.telemetry.metrics import CallTotals, MethodStats
 
 Descriptors = Mapping[str, UpstreamDescriptors]
@@ -142,6 +144,11 @@ def _upstream(upstream: UpstreamStatus, descriptors: UpstreamDescriptors | None)
         last_error=upstream.last_error,
         retry_budget=_retry_budget(upstream.retry_budget),
         breakers=[_breaker(view) for view in upstream.breakers],
+        throttles=[
+            _throttle(criticality, state)
+            for criticality, state in sorted(upstream.throttles.items(), reverse=True)
+            if state.requests or state.refused
+        ],
     )
     if descriptors is not None:
         message.reflection = descriptors.state.value
@@ -153,6 +160,16 @@ def _upstream(upstream: UpstreamStatus, descriptors: UpstreamDescriptors | None)
 def _retry_budget(budget: BudgetState) -> admin_pb2.RetryBudget:
     return admin_pb2.RetryBudget(
         tokens=budget.tokens, max_tokens=budget.max_tokens, granted=budget.granted, refused=budget.refused
+    )
+
+
+def _throttle(criticality: Criticality, state: ThrottleState) -> admin_pb2.Throttle:
+    return admin_pb2.Throttle(
+        criticality=criticality.name,
+        requests=state.requests,
+        accepts=state.accepts,
+        rejection=state.rejection,
+        refused=state.refused,
     )
 
 

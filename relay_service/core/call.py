@@ -29,6 +29,7 @@ from relay_service.core.evidence import (
 from relay_service.core.policy import RetryPolicy
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
+from relay_service.core.throttle import AdaptiveThrottle
 from relay_service.core.verdict import Fate, Origin, Verdict
 
 
@@ -141,8 +142,10 @@ class Call:
 
     ``attempt_limit_s`` is None for calls whose attempts may last as long as the call (streams).
     ``deadline`` is monotonic seconds or None. ``breaker`` is asked before each attempt; None lets all
-    through. State: where the call stands, the attempts made, the breaker's permit for the one under way,
-    the worst evidence so far, how the last attempt ended, and the verdict that waits for a cancelled attempt.
+    through. ``throttle`` hears of each attempt and is asked before each retry: before the first attempt
+    the shell asks it, when the call arrives. State: where the call stands, the attempts made, the breaker's
+    permit for the one under way, the worst evidence so far, how the last attempt ended, and the verdict that
+    waits for a cancelled attempt.
     """
 
     __slots__ = (
@@ -162,6 +165,7 @@ class Call:
         "_safety",
         "_state",
         "_streaming",
+        "_throttle",
     )
 
     def __init__(
@@ -176,6 +180,7 @@ class Call:
         rng: Random,
         streaming: bool = False,
         breaker: CircuitBreaker | None = None,
+        throttle: AdaptiveThrottle | None = None,
     ) -> None:
         self._retry = retry
         self._safety = safety
@@ -186,6 +191,7 @@ class Call:
         self._gate = gate
         self._rng = rng
         self._breaker = breaker
+        self._throttle = throttle
         self._permit: Permit | None = None
         self._state = State.READY
         self._attempts = 0
@@ -250,6 +256,8 @@ class Call:
         return left_s if self._attempt_limit_s is None else min(left_s, self._attempt_limit_s)
 
     def _attempt_done(self, done: AttemptDone, now: float) -> Actions:
+        if self._throttle is not None:
+            self._throttle.ended(done.delivery, done.code, now)
         if done.code is Code.OK and done.delivery is Delivery.ANSWERED:
             self._settle(Outcome.SUCCESS, now)
             self._gate.record(failed=False)
@@ -312,6 +320,8 @@ class Call:
         if self._breaker is not None and self._breaker.wait_s(now) > delay_s:
             # The retry would find it open: say so now, with its cost unspent.
             return self._breaker_open(self._breaker, now)
+        if self._throttle is not None and self._throttle.refuses(now, self._rng):
+            return self._refused(Reason.ADAPTIVE_THROTTLE, self._throttle.pushback_s(now, self._rng))
         if not self._gate.allow_retry(now):
             return self._give_up(Reason.BUDGET_EXHAUSTED)
         self._state = State.BACKING_OFF
@@ -343,19 +353,18 @@ class Call:
         return self._finish(last.code, last.message, origin, Fate.ERROR, reason)
 
     def _breaker_open(self, breaker: CircuitBreaker, now: float) -> Actions:
+        return self._refused(Reason.BREAKER_OPEN, breaker.pushback_s(now, self._rng))
+
+    def _refused(self, reason: Reason, pushback_s: float) -> Actions:
         """End because no attempt may be made now; what an earlier one left open is worse and goes first."""
-        last, reason = self._last, Reason.BREAKER_OPEN
+        last = self._last
         if last is not None and self._outcome_unknown:
             return self._finish(
                 Code.UNKNOWN, _unknown(last.message), Origin.RELAY, Fate.ERROR, Reason.OUTCOME_UNKNOWN
             )
+        code = reason.code or Code.UNKNOWN
         return self._finish(
-            Code.UNAVAILABLE,
-            reason.meaning,
-            Origin.RELAY,
-            self._failure_fate,
-            reason,
-            pushback_s=breaker.pushback_s(now, self._rng),
+            code, reason.meaning, Origin.RELAY, self._failure_fate, reason, pushback_s=pushback_s
         )
 
     @property

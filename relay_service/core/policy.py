@@ -115,6 +115,27 @@ class RetryThrottling:
 
 
 @dataclass(frozen=True, slots=True)
+class ThrottlePolicy:
+    """When an upstream that refuses most of what it is asked is asked less. Off is a relay policy without."""
+
+    k: float = 2.0
+    """In the long run the upstream is asked for so many times what it accepts."""
+    window_s: float = 5.0
+    """How far back requests and accepts are counted."""
+    min_calls: int = 20
+    """With fewer requests in the window everything is let through."""
+    max_rejection: float = 0.9
+    """The largest share that is not let through: the rest finds out whether the upstream is well again."""
+
+    def __post_init__(self) -> None:
+        _at_least("k", self.k, 1)
+        _positive("window_s", self.window_s)
+        _at_least("min_calls", self.min_calls, 1)
+        if not 0 < self.max_rejection < 1:
+            raise ValueError(f"max_rejection must be between 0 and 1, not {self.max_rejection}")
+
+
+@dataclass(frozen=True, slots=True)
 class BreakerPolicy:
     """When attempts stop because they keep failing, and how they begin again.
 
@@ -331,6 +352,7 @@ class RelayPolicy:
     admission: AdmissionPolicy = AdmissionPolicy()
     budget: RetryBudgetPolicy | None = RetryBudgetPolicy()
     throttling: RetryThrottling | None = None
+    adaptive_throttle: ThrottlePolicy | None = None
     breakers: Mapping[str, BreakerPolicy] = field(default_factory=dict)
     max_hops: int = 3
     """Relays a call may pass through, this one included, before it is taken for a loop."""

@@ -24,6 +24,7 @@ from relay_service.core.policy import (
     RetryPolicy,
     RetryThrottling,
     Route,
+    ThrottlePolicy,
     UpstreamPolicy,
 )
 from relay_service.core.status import Code
@@ -241,10 +242,18 @@ def test_an_entry_may_have_a_breaker_of_its_own_laid_over_the_upstreams(loaded) 
     assert policy.breakers == everything, "a.B/D shares that of its service"
 
 
+def test_there_is_an_adaptive_throttle_only_where_one_is_asked_for(loaded) -> None:
+    assert loaded({"relay": {"preset": "default"}}).adaptive_throttle is None
+    assert loaded({"relay": {"adaptiveThrottle": {}}}).adaptive_throttle == ThrottlePolicy()
+    policy = loaded({"relay": {"adaptiveThrottle": {"k": 1.5, "window": "3s"}}})
+    assert policy.adaptive_throttle == ThrottlePolicy(k=1.5, window_s=3)
+
+
 SWITCHES = {
     "retry": lambda policy: policy.method_policy("a.B/C").retry.max_attempts == 1,
     "retryBudget": lambda policy: policy.budget is None,
     "retryThrottling": lambda policy: policy.throttling is None,
+    "adaptiveThrottle": lambda policy: policy.adaptive_throttle is None,
     "breaker": lambda policy: policy.breakers == {},
     "admission": lambda policy: policy.admission == WIDE_OPEN,
     "attemptTimeout": lambda policy: policy.method_policy("a.B/C").attempt_timeout_s is None,
@@ -255,7 +264,8 @@ SWITCHES = {
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_each_pattern_is_switched_off_alone(loaded, switch: str) -> None:
     throttling = {"maxTokens": 10, "tokenRatio": 0.5}
-    policy = loaded({"retryThrottling": throttling, "relay": {"preset": "default", "off": [switch]}})
+    relay = {"preset": "default", "adaptiveThrottle": {}, "off": [switch]}
+    policy = loaded({"retryThrottling": throttling, "relay": relay})
     assert [name for name, is_off in SWITCHES.items() if is_off(policy)] == [switch]
 
 
