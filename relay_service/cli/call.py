@@ -10,6 +10,7 @@ from relay_service.cli.failures import BROKEN, COULD_NOT_TELL, fail
 from relay_service.config.addresses import parse_target
 from relay_service.config.problems import ConfigError
 from relay_service.config.settings import read_settings
+from relay_service.core.policy import UpstreamTls
 
 if TYPE_CHECKING:
     from relay_service.cli.caller import Outcome
@@ -35,6 +36,16 @@ def call(
     timeout: Annotated[
         float, typer.Option(min=0.001, max=86_400, help="Deadline of the call, in seconds.")
     ] = 15.0,
+    tls: Annotated[
+        bool, typer.Option("--tls", help="Speak TLS and check the server against the system's authorities.")
+    ] = False,
+    tls_ca: Annotated[
+        str, typer.Option(metavar="FILE", help="PEM file of the authorities to check it against instead.")
+    ] = "",
+    tls_certificate: Annotated[
+        str, typer.Option(metavar="FILE", help="PEM file of the certificate to present.")
+    ] = "",
+    tls_key: Annotated[str, typer.Option(metavar="FILE", help="PEM file of its private key.")] = "",
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show response metadata and trailers.")
     ] = False,
@@ -53,6 +64,7 @@ def call(
             request_json=sys.stdin.read() if request == "-" else request,
             metadata=tuple(caller.parse_header(text) for text in header or ()),
             timeout_s=timeout,
+            tls=_tls(tls_ca, tls_certificate, tls_key) if tls or tls_ca or tls_certificate else None,
         )
         outcome = asyncio.run(caller.make_call(wanted, typer.echo))
     except caller.UnusableCallError as error:
@@ -65,6 +77,13 @@ def call(
     if outcome.code != "OK":
         _show_failure(outcome)
         raise typer.Exit(BROKEN)
+
+
+def _tls(ca: str, certificate: str, key: str) -> UpstreamTls:
+    try:
+        return UpstreamTls(ca, certificate, key)
+    except ValueError as error:
+        fail(f"--tls-certificate, --tls-key: {error}", COULD_NOT_TELL)
 
 
 def _target(address: str | None) -> str:

@@ -19,6 +19,7 @@ from google.rpc import error_details_pb2  # noqa: F401 (its messages are found b
 from google.rpc.status_pb2 import Status
 from grpc_health.v1 import health_pb2  # noqa: F401 (known without reflection, as no server lists it reliably)
 
+from relay_service.control.channel import open_channel
 from relay_service.control.descriptor_set import resolve
 from relay_service.control.reflection_client import (
     ReflectionLimits,
@@ -26,6 +27,7 @@ from relay_service.control.reflection_client import (
     UpstreamUnreachableError,
     learn,
 )
+from relay_service.core.policy import UpstreamTls
 
 RECEIVE_BYTES_MAX = 64 * 1024 * 1024
 REFLECTION_TIMEOUT_MAX_S = 5.0
@@ -52,6 +54,7 @@ class Wanted:
     request_json: str
     metadata: tuple[tuple[str, str | bytes], ...]
     timeout_s: float
+    tls: UpstreamTls | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +108,11 @@ async def make_call(wanted: Wanted, show: Callable[[str], None]) -> Outcome:
     Ends within the reflection's time and ``wanted.timeout_s``. Raises `UnusableCallError` or
     `UnreachableError` when it comes to no call.
     """
-    options = [("grpc.max_receive_message_length", RECEIVE_BYTES_MAX), ("grpc.enable_retries", 0)]
-    async with grpc.aio.insecure_channel(wanted.target, options=options) as channel:
+    try:
+        channel = open_channel(wanted.target, receive_bytes_max=RECEIVE_BYTES_MAX, tls=wanted.tls)
+    except OSError as error:
+        raise UnusableCallError(f"{error.filename} cannot be read: {error.strerror}") from error
+    async with channel:
         method = _find(await _descriptors(channel, wanted), wanted.method)
         requests = _requests(method, wanted.request_json)
         return await _perform(channel, wanted, method, requests, show)

@@ -30,6 +30,9 @@ def serve(
     listen: Annotated[str | None, _option("listen")] = None,
     admin_listen: Annotated[str | None, _option("admin_listen")] = None,
     http_listen: Annotated[str | None, _option("http_listen")] = None,
+    tls_certificate: Annotated[Path | None, _option("tls_certificate")] = None,
+    tls_key: Annotated[Path | None, _option("tls_key")] = None,
+    tls_client_ca: Annotated[Path | None, _option("tls_client_ca")] = None,
     upstream: Annotated[str | None, _option("upstream")] = None,
     policy: Annotated[str | None, _option("policy")] = None,
     policy_poll: Annotated[float | None, _option("policy_poll_s")] = None,
@@ -48,6 +51,9 @@ def serve(
         "listen": listen,
         "admin_listen": admin_listen,
         "http_listen": http_listen,
+        "tls_certificate": tls_certificate,
+        "tls_key": tls_key,
+        "tls_client_ca": tls_client_ca,
         "upstream": upstream,
         "policy": policy,
         "policy_poll_s": policy_poll,
@@ -68,10 +74,11 @@ def _run(settings: Settings, policy: RelayPolicy, on_ready: "Callable[[Addresses
     from relay_service import app
     from relay_service.control.binding import BindError
     from relay_service.telemetry.settings import TelemetryError
+    from relay_service.tls import TlsError
 
     try:
         _run_until_done(app.serve(settings, policy, on_ready))
-    except (BindError, TelemetryError, OSError) as error:
+    except (BindError, TelemetryError, TlsError, OSError) as error:
         fail(f"cannot start: {error}", COULD_NOT_TELL)
 
 

@@ -8,7 +8,7 @@ from relay_service.config.addresses import parse_target
 from relay_service.config.document import Document, layers, read_document
 from relay_service.config.merge import Merged, merge
 from relay_service.config.problems import ConfigError, Problem, shown
-from relay_service.config.schema import MethodConfig
+from relay_service.config.schema import MethodConfig, TlsBlock, UpstreamBlock
 from relay_service.config.settings import Settings
 from relay_service.core.evidence import Safety
 from relay_service.core.policy import (
@@ -27,6 +27,7 @@ from relay_service.core.policy import (
     Route,
     ThrottlePolicy,
     UpstreamPolicy,
+    UpstreamTls,
 )
 
 ONLY_UPSTREAM = "upstream"
@@ -84,11 +85,21 @@ def build_policy(document: Document, target: str) -> RelayPolicy:
 
 def _upstreams(merged: Merged, target: str) -> dict[str, UpstreamPolicy]:
     if merged.upstreams:
-        return {name: UpstreamPolicy(**block.fields_given()) for name, block in merged.upstreams.items()}
+        return {name: _upstream(block) for name, block in merged.upstreams.items()}
     try:
         return {ONLY_UPSTREAM: UpstreamPolicy(str(parse_target(target)))}
     except ValueError as error:
         raise ConfigError([Problem("upstream", "", f"got {shown(target)}", str(error))]) from error
+
+
+def _upstream(block: UpstreamBlock) -> UpstreamPolicy:
+    given = block.fields_given()
+    tls = given.pop("tls", None)
+    return UpstreamPolicy(**given, tls=_tls(tls) if tls is not None else None)
+
+
+def _tls(block: TlsBlock) -> UpstreamTls:
+    return UpstreamTls(**{name: value for name, value in block.fields_given().items() if value is not None})
 
 
 def _unmet_routes(merged: Merged, upstreams: Mapping[str, UpstreamPolicy], where: str) -> Iterable[Problem]:

@@ -66,6 +66,18 @@ class Settings(BaseSettings):
         default="127.0.0.1:9464",
         description="Where metrics and health are served over HTTP.",
     )
+    tls_certificate: Path | None = Field(
+        default=None,
+        description="PEM file of the certificate shown to callers. Unset serves them in cleartext.",
+    )
+    tls_key: Path | None = Field(
+        default=None,
+        description="PEM file of its private key.",
+    )
+    tls_client_ca: Path | None = Field(
+        default=None,
+        description="PEM file of the authorities that sign callers' certificates; then each must have one.",
+    )
     upstream: Annotated[str, AfterValidator(_target)] = Field(
         default="127.0.0.1:50052",
         description="Where calls go when the policy names no upstreams.",
@@ -123,9 +135,12 @@ def read_settings(flags: Mapping[str, Any]) -> Settings:
     Raises `ConfigError` with every setting that is wrong.
     """
     try:
-        return Settings(**flags)
+        settings = Settings(**flags)
     except ValidationError as error:
         raise ConfigError(_problems(error, flags)) from error
+    if problems := list(_half_of_tls(settings)):
+        raise ConfigError(problems)
+    return settings
 
 
 def variable(field_name: str) -> str:
@@ -136,6 +151,17 @@ def variable(field_name: str) -> str:
 def flag(field_name: str) -> str:
     """The flag of a setting."""
     return f"--{field_name.removesuffix('_s').replace('_', '-')}"
+
+
+def _half_of_tls(settings: Settings) -> Iterator[Problem]:
+    """Cleartext where somebody meant TLS must not happen silently."""
+    needs = {
+        "tls_certificate": settings.tls_key or settings.tls_client_ca,
+        "tls_key": settings.tls_certificate,
+    }
+    for name, because in needs.items():
+        if because is not None and getattr(settings, name) is None:
+            yield Problem(flag(name), "", "", f"is required for TLS, which {shown(str(because))} asks for")
 
 
 def _problems(error: ValidationError, flags: Mapping[str, Any]) -> Iterator[Problem]:

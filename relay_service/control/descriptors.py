@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-import grpc.aio
-
 from relay_service.control.channel import open_channel
 from relay_service.control.descriptor_set import NO_DESCRIPTORS, DescriptorSet, resolve
 from relay_service.control.reflection_client import (
@@ -19,6 +17,7 @@ from relay_service.control.reflection_client import (
     UpstreamUnreachableError,
     learn,
 )
+from relay_service.core.policy import UpstreamTls
 from relay_service.methods import MethodFacts
 
 log = logging.getLogger(__name__)
@@ -63,6 +62,7 @@ class UpstreamDescriptors:
         name: str,
         target: str,
         *,
+        tls: UpstreamTls | None = None,
         settings: RefreshSettings | None = None,
         rng: random.Random | None = None,
     ) -> None:
@@ -72,6 +72,7 @@ class UpstreamDescriptors:
         self.state = ReflectionState.UNREACHED
         self.error = ""
         """Why the state is not LEARNED, for people; empty when it is."""
+        self._tls = tls
         self._settings = settings or RefreshSettings()
         self._rng = rng or random.Random()
         self._known = NO_DESCRIPTORS
@@ -136,22 +137,25 @@ class UpstreamDescriptors:
         self._task = None
 
     async def _follow(self) -> None:
-        limits = self._settings.limits
         retry_s = self._settings.retry_min_s
-        async with open_channel(self.target, receive_bytes_max=limits.size_bytes_max) as channel:
-            while True:
-                self._wanted.clear()
-                await self._ask(channel)
-                if self.state is ReflectionState.UNREACHED:
-                    await asyncio.sleep(retry_s * self._rng.uniform(0.8, 1.2))
-                    retry_s = min(retry_s * 2, self._settings.retry_max_s)
-                else:
-                    retry_s = self._settings.retry_min_s
-                    await self._until_due()
+        while True:
+            self._wanted.clear()
+            await self._ask()
+            if self.state is ReflectionState.UNREACHED:
+                await asyncio.sleep(retry_s * self._rng.uniform(0.8, 1.2))
+                retry_s = min(retry_s * 2, self._settings.retry_max_s)
+            else:
+                retry_s = self._settings.retry_min_s
+                await self._until_due()
 
-    async def _ask(self, channel: grpc.aio.Channel) -> None:
+    async def _ask(self) -> None:
+        """Over a channel of its own each time: that is once a minute, and its certificates are today's."""
+        limits = self._settings.limits
         try:
-            await self._learned(await learn(channel, self._settings.limits))
+            async with open_channel(
+                self.target, receive_bytes_max=limits.size_bytes_max, tls=self._tls
+            ) as channel:
+                await self._learned(await learn(channel, limits))
         except ReflectionError as error:
             self._failed(error)
         except Exception as error:

@@ -284,6 +284,23 @@ WIDE_OPEN = AdmissionPolicy(queue_capacity=0, workers=100_000, max_streams=100_0
 
 
 @dataclass(frozen=True, slots=True)
+class UpstreamTls:
+    """How an upstream is spoken to over TLS. Names of PEM files; what they hold is nobody's business here."""
+
+    ca: str = ""
+    """The authorities that sign the upstream's certificate; empty takes the system's."""
+    certificate: str = ""
+    """What the relay presents of itself when the upstream asks (mTLS); empty presents nothing."""
+    key: str = ""
+    server_name: str = ""
+    """The name that the upstream's certificate must be for; empty takes the target's host."""
+
+    def __post_init__(self) -> None:
+        if bool(self.certificate) != bool(self.key):
+            raise ValueError("certificate and key must be given together")
+
+
+@dataclass(frozen=True, slots=True)
 class UpstreamPolicy:
     """A service the relay forwards to, and how its connections are kept."""
 
@@ -299,6 +316,8 @@ class UpstreamPolicy:
     reconnect_backoff_max_s: float = 0.5
     patience_s: float = 1.0
     """An outage this short is waited out; in a longer one attempts fail at once. 0 never waits."""
+    tls: UpstreamTls | None = None
+    """None speaks in cleartext."""
 
     def __post_init__(self) -> None:
         if not self.target:

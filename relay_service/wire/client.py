@@ -11,7 +11,6 @@ from contextlib import suppress
 from enum import Enum, auto
 from typing import Any, Protocol
 
-from relay_service.core.evidence import Delivery
 from relay_service.ports import TimerHandle, Timers
 from relay_service.wire import h2, heads
 from relay_service.wire.client_stream import ClientStream
@@ -139,9 +138,9 @@ class ClientConnection(Connection):
             self.schedule_flush()
         return True
 
-    def delivery_unanswered(self, stream: ClientStream) -> Delivery:
-        """What is known of a stream that got no answer: whether its headers left."""
-        return Delivery.UNANSWERED if stream.id <= self._written_id else Delivery.NOT_SENT
+    def wrote(self, stream: ClientStream) -> bool:
+        """Whether the stream's headers were given to the transport."""
+        return stream.id <= self._written_id
 
     # -- life --------------------------------------------------------------------------------------------
 
@@ -170,8 +169,7 @@ class ClientConnection(Connection):
             self.ended.set_result(None)
         for stream in streams.values():
             stream.outstanding_bytes = 0
-            delivery = self.delivery_unanswered(stream)
-            guarded(stream.on_lost, delivery, f"connection to {self.peer} lost: {reason}")
+            guarded(stream.on_lost, f"connection to {self.peer} lost: {reason}")
 
     @property
     def lost_reason(self) -> str:

@@ -2,7 +2,7 @@
 
 Each attempt's end states its evidence exactly: NOT_SENT while its HEADERS never reached the transport,
 were refused (REFUSED_STREAM) or lie above the last stream of a GOAWAY; ANSWERED when a ``grpc-status``
-came; UNANSWERED for all else.
+came; UNANSWERED for all else. The table is `relay_service.wire.phases.ATTEMPTS`.
 """
 
 from typing import TYPE_CHECKING, Protocol
@@ -12,6 +12,7 @@ from relay_service.core.status import Code
 from relay_service.ports import Attempt, AttemptEnd, AttemptSink, Headers
 from relay_service.wire import h2, heads
 from relay_service.wire.connection import CREDIT_BATCH_BYTES
+from relay_service.wire.phases import ATTEMPTS, AttemptPhase, AttemptStep
 from relay_service.wire.status import code_of_reset
 
 if TYPE_CHECKING:
@@ -53,7 +54,6 @@ class ClientStream:
         "_queued",
         "_queued_bytes",
         "_request_ended",
-        "_responding",
         "_room",
         "connection",
         "deadline",
@@ -62,7 +62,7 @@ class ClientStream:
         "metadata",
         "method",
         "outstanding_bytes",
-        "over",
+        "phase",
         "sent_bytes",
         "sink",
     )
@@ -78,8 +78,7 @@ class ClientStream:
         self.sink = sink
         self.connection: ClientConnection | None = None
         self.id = 0
-        self.over = False
-        """Ended or cancelled; nothing more is said to the sink."""
+        self.phase = AttemptPhase.WAITING
         self.outstanding_bytes = 0
         self._credit_bytes = 0
         self._delivery = Delivery.NOT_SENT
@@ -90,7 +89,6 @@ class ClientStream:
         self._queued: list[bytes] = []
         self._queued_bytes = 0
         self._request_ended = False
-        self._responding = False
 
     # -- Attempt -----------------------------------------------------------------------------------------
 
@@ -120,13 +118,12 @@ class ClientStream:
         """Give the attempt up (RST_STREAM CANCEL if it was sent), say what is known; no `on_end` follows."""
         if self.over:
             return self._delivery
-        self.over = True
+        self._take(self._loss())
         self.sink = _NOBODY
         connection = self.connection
         if connection is None:
             self._room.leave(self)
         else:
-            self._delivery = connection.delivery_unanswered(self)
             connection.reset_stream(self, h2.ErrorCode.CANCEL)
             connection.release(self)
         return self._delivery
@@ -152,10 +149,16 @@ class ClientStream:
         """``host:port`` the attempt went to; empty while it waits for a connection."""
         return self.connection.peer if self.connection is not None else ""
 
+    @property
+    def over(self) -> bool:
+        """Ended or cancelled; nothing more is said to the sink."""
+        return self.phase is AttemptPhase.OVER
+
     # -- driven by the connection ------------------------------------------------------------------------
 
     def bind(self, connection: "ClientConnection", stream_id: int, now: float) -> None:
         """The headers are with the engine; what was sent meanwhile follows them."""
+        self._take(AttemptStep.BIND)
         self.connection = connection
         self.id = stream_id
         self.marked_at = now
@@ -183,9 +186,9 @@ class ClientStream:
             connection = self.connection
             if connection is not None:
                 connection.reset_stream(self, h2.ErrorCode.CANCEL)
-            self._end(parsed)
+            self._end(AttemptStep.MALFORM, parsed.code, parsed.message)
             return
-        self._responding = True
+        self._take(AttemptStep.RESPOND)
         self.sink.on_response_headers(self, parsed)
 
     def on_data(self, data: bytes, end: bool) -> None:
@@ -209,39 +212,33 @@ class ClientStream:
         """RST_STREAM from the upstream."""
         if self.over:
             return
-        refused = error_code == h2.ErrorCode.REFUSED_STREAM and not self._responding
-        delivery = Delivery.NOT_SENT if refused else Delivery.UNANSWERED
-        name = h2.error_name(error_code)
-        self._end(AttemptEnd(delivery, code_of_reset(error_code), f"the upstream reset the stream: {name}"))
+        step = AttemptStep.REFUSE if error_code == h2.ErrorCode.REFUSED_STREAM else AttemptStep.RESET
+        text = f"the upstream reset the stream: {h2.error_name(error_code)}"
+        self._end(step, code_of_reset(error_code), text)
 
     def on_closed(self, error_code: int, local_error: Exception | None) -> None:
         """The engine closed the stream, and the upstream had not ended it."""
         if isinstance(local_error, h2.USED_UP):
-            end = AttemptEnd(Delivery.NOT_SENT, Code.UNAVAILABLE, f"the connection takes none: {local_error}")
+            self._end(AttemptStep.REJECT, Code.UNAVAILABLE, f"the connection takes none: {local_error}")
         elif local_error is not None:
-            end = _unsendable(local_error)
-        elif error_code == h2.ErrorCode.REFUSED_STREAM and not self._responding:
-            end = AttemptEnd(
-                Delivery.NOT_SENT, Code.UNAVAILABLE, "the upstream went away before this stream (GOAWAY)"
+            self.on_unsendable(local_error)
+        elif error_code == h2.ErrorCode.REFUSED_STREAM:
+            self._end(
+                AttemptStep.REFUSE, Code.UNAVAILABLE, "the upstream went away before this stream (GOAWAY)"
             )
         else:
-            name = h2.error_name(error_code)
-            end = AttemptEnd(
-                Delivery.UNANSWERED,
-                code_of_reset(error_code),
-                f"malformed response from the upstream: {name}",
-            )
-        self._end(end)
+            text = f"malformed response from the upstream: {h2.error_name(error_code)}"
+            self._end(AttemptStep.MALFORM, code_of_reset(error_code), text)
 
-    def on_lost(self, delivery: Delivery, message: str) -> None:
+    def on_lost(self, message: str) -> None:
         """There is no connection, or no more."""
         if not self.over:
-            self._end(AttemptEnd(delivery, Code.UNAVAILABLE, message))
+            self._end(self._loss(), Code.UNAVAILABLE, message)
 
     def on_unsendable(self, error: Exception) -> None:
         """No connection can carry this request; another try would end the same."""
         if not self.over:
-            self._end(_unsendable(error))
+            self._end(AttemptStep.REJECT, Code.RESOURCE_EXHAUSTED, f"the request cannot be sent: {error}")
 
     def fail(self) -> None:
         """The relay's own code failed amid the answer: give the stream up and end the attempt."""
@@ -249,9 +246,7 @@ class ClientStream:
         if self.over or connection is None:
             return
         connection.reset_stream(self, h2.ErrorCode.CANCEL)
-        self._end(
-            AttemptEnd(Delivery.UNANSWERED, Code.INTERNAL, "the relay failed to handle the upstream's answer")
-        )
+        self._end(AttemptStep.LOSE, Code.INTERNAL, "the relay failed to handle the upstream's answer")
 
     def on_drained(self) -> None:
         """The queue fell below the low-water mark."""
@@ -263,21 +258,33 @@ class ClientStream:
         connection = self.connection
         if connection is not None and (not self._request_ended or self.buffered_bytes):
             connection.reset_stream(self, h2.ErrorCode.NO_ERROR)
-        self._end(end)
+        self._end(
+            AttemptStep.MALFORM if end.delivery is Delivery.UNANSWERED else AttemptStep.ANSWER,
+            end.code,
+            end.message,
+            end.trailers,
+        )
 
-    def _end(self, end: AttemptEnd) -> None:
-        self.over = True
-        self._delivery = end.delivery
+    def _loss(self) -> AttemptStep:
+        """What it means for the request that no answer will be waited for."""
+        connection = self.connection
+        return (
+            AttemptStep.LOSE if connection is None or connection.wrote(self) else AttemptStep.LOSE_UNWRITTEN
+        )
+
+    def _take(self, step: AttemptStep) -> None:
+        self.phase, delivery = ATTEMPTS[self.phase, step]
+        if delivery is not None:
+            self._delivery = delivery
+
+    def _end(self, step: AttemptStep, code: Code, message: str, trailers: Headers = ()) -> None:
+        self._take(step)
         # The sink holds this attempt: without this every call would be a cycle for the collector to find.
         sink, self.sink = self.sink, _NOBODY
         if self.connection is not None:
             self.connection.release(self)
-        sink.on_end(self, end)
+        sink.on_end(self, AttemptEnd(self._delivery, code, message, trailers))
 
     def _drop_outstanding(self) -> None:
         if self.connection is not None:
             self.connection.release(self)
-
-
-def _unsendable(error: Exception) -> AttemptEnd:
-    return AttemptEnd(Delivery.NOT_SENT, Code.RESOURCE_EXHAUSTED, f"the request cannot be sent: {error}")

@@ -42,16 +42,18 @@ async def dial(
     timeout_s: float,
     tls: ssl.SSLContext | None,
     *,
+    server_name: str = "",
     turn: int,
 ) -> ClientConnection:
     """Resolve the name (anew each time), connect, and wait for the peer's SETTINGS.
 
-    ``turn`` counts the dials and rotates the addresses, so that the connections of one upstream spread
-    over them. Raises OSError (TimeoutError and ConnectionError among them); then nothing is left open.
+    ``server_name`` is whose certificate the peer must show, the target's host when empty. ``turn`` counts
+    the dials and rotates the addresses, so that the connections of one upstream spread over them. Raises
+    OSError (TimeoutError and ConnectionError among them); then nothing is left open.
     """
     try:
         async with asyncio.timeout(timeout_s):
-            connection = await _connect(target, make_connection, tls, turn)
+            connection = await _connect(target, make_connection, tls, server_name, turn)
     except TimeoutError:
         raise TimeoutError(f"no connection within {timeout_s:g} s") from None
     try:
@@ -63,10 +65,14 @@ async def dial(
 
 
 async def _connect(
-    target: Target, make_connection: Callable[[str], ClientConnection], tls: ssl.SSLContext | None, turn: int
+    target: Target,
+    make_connection: Callable[[str], ClientConnection],
+    tls: ssl.SSLContext | None,
+    server_name: str,
+    turn: int,
 ) -> ClientConnection:
     loop = asyncio.get_running_loop()
-    server_hostname = target.host or "localhost" if tls else None
+    server_hostname = (server_name or target.host or "localhost") if tls else None
     if target.path:
         _, connection = await loop.create_unix_connection(
             lambda: make_connection(f"unix:{target.path}"),

@@ -15,7 +15,7 @@ from relay_service.wire.connection import Connection, ConnectionSettings
 from relay_service.wire.departures import Departures, DepartureSettings
 from relay_service.wire.guarded import guarded
 from relay_service.wire.server_stream import ServerStream
-from relay_service.wire.sockets import address_text
+from relay_service.wire.sockets import address_text, identity_of
 
 _DRAIN_PING = b"draining"
 DRAIN_NOTICE_S_MAX = 1.0
@@ -66,6 +66,7 @@ class ServerConnection(Connection):
         "_drain_timer",
         "_draining",
         "_handler",
+        "_identity",
         "_last_stream_id",
         "_owner",
         "_streams_max",
@@ -99,12 +100,14 @@ class ServerConnection(Connection):
         self._departures_look_s = departures.linger_s / DEPARTURE_LOOKS_PER_LINGER
         self._last_stream_id = 0
         self._streams_max = settings.limits.streams_max
+        self._identity = ""
         self._draining = False
         self._drain_timer: TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Join the owner's connections, if there is room."""
         self.peer = address_text(transport.get_extra_info("peername"))
+        self._identity = identity_of(transport)
         if self._owner.on_connection_made(self):
             super().connection_made(transport)
         else:
@@ -218,7 +221,9 @@ class ServerConnection(Connection):
             counters.call_rejections += 1
             stream.reject(heads.trailers_only(rejection.code, rejection.message, ()))
             return
-        stream.begin(self._handler, CallHead(method, metadata, timeout_s, self.heard_at, self.peer))
+        stream.begin(
+            self._handler, CallHead(method, metadata, timeout_s, self.heard_at, self.peer, self._identity)
+        )
 
     def _on_data(self, stream_id: int, data: bytes, end: bool) -> None:
         stream = self.streams.get(stream_id)

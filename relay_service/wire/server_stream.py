@@ -1,12 +1,12 @@
 """One call on the wire: the caller's end of it, as the use case sees it."""
 
-from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from relay_service.core.status import Code
 from relay_service.ports import CallHandler, CallHead, Headers, IncomingCall
 from relay_service.wire import h2, heads
 from relay_service.wire.connection import CREDIT_BATCH_BYTES
+from relay_service.wire.phases import REPLIES, ReplyPhase, ReplyStep
 
 if TYPE_CHECKING:
     from relay_service.wire.server import ServerConnection
@@ -14,18 +14,6 @@ if TYPE_CHECKING:
 
 SHORT_MESSAGE_CHARS = 256
 """Of the message of an end whose details are too large to send."""
-
-
-class _Phase(Enum):
-    """How far a reply is."""
-
-    SILENT = auto()
-    COMMITTED = auto()
-    """Headers were sent."""
-    ANSWERED = auto()
-    """The end was sent, or queued behind data."""
-    GONE = auto()
-    """Nobody is there to answer."""
 
 
 class ServerStream:
@@ -39,32 +27,32 @@ class ServerStream:
         self.request_open = request_open
         self.outstanding_bytes = 0
         self._credit_bytes = 0
-        self._phase = _Phase.SILENT
+        self._phase = ReplyPhase.SILENT
         self._call: IncomingCall | None = None
 
     # -- Reply -------------------------------------------------------------------------------------------
 
     def send_headers(self, headers: Headers) -> None:
         """Send response headers (``:status 200`` and ``content-type`` are added). This commits the call."""
-        if self._phase is not _Phase.SILENT:
+        if self._phase is not ReplyPhase.SILENT:
             return
         connection = self._connection
         if connection.departures.full:
             connection.counters.replies_given_up += 1
-            self._phase = _Phase.GONE
+            self._take(ReplyStep.GIVE_UP)
             connection.reset_stream(self, h2.ErrorCode.ENHANCE_YOUR_CALM)
             return
         try:
             connection.engine.send_response(self.id, heads.response_headers(headers))
         except h2.EngineError:  # reset or lost; the event that says so is on its way
             return
-        self._phase = _Phase.COMMITTED
+        self._take(ReplyStep.HEADERS)
         if not connection.flush_due:
             connection.schedule_flush()
 
     def send_data(self, data: bytes) -> None:
         """Queue framed bytes; they leave as the caller's flow-control window allows."""
-        if self._phase is not _Phase.COMMITTED:
+        if self._phase is not ReplyPhase.COMMITTED:
             return
         connection = self._connection
         try:
@@ -78,9 +66,9 @@ class ServerStream:
     def send_trailers(self, code: Code, message: str, trailers: Headers) -> None:
         """End the call. Without earlier headers this is one Trailers-Only block."""
         phase = self._phase
-        if phase is _Phase.COMMITTED:
+        if phase is ReplyPhase.COMMITTED:
             fields = heads.trailers(code, message, trailers)
-        elif phase is _Phase.SILENT:
+        elif phase is ReplyPhase.SILENT:
             fields = heads.trailers_only(code, message, trailers)
         else:
             self._call = None  # it has said its last word, whoever hears it
@@ -91,7 +79,7 @@ class ServerStream:
             self.send_trailers(code, message[:SHORT_MESSAGE_CHARS], ())
             return
         try:
-            if phase is _Phase.COMMITTED:
+            if phase is ReplyPhase.COMMITTED:
                 connection.engine.send_trailers(self.id, fields)
             else:
                 connection.engine.send_response(self.id, fields, end_stream=True)
@@ -101,8 +89,8 @@ class ServerStream:
 
     def reset(self) -> None:
         """End the call without a status (RST_STREAM CANCEL); for a caller that is known to be gone."""
-        if self._phase in (_Phase.SILENT, _Phase.COMMITTED):
-            self._phase = _Phase.GONE
+        if self._phase in (ReplyPhase.SILENT, ReplyPhase.COMMITTED):
+            self._take(ReplyStep.GIVE_UP)
             self._call = None
             self._connection.reset_stream(self, h2.ErrorCode.CANCEL)
 
@@ -127,7 +115,7 @@ class ServerStream:
         call = handler(head, self)
         if call is None:
             return
-        if self._phase in (_Phase.SILENT, _Phase.COMMITTED):
+        if self._phase in (ReplyPhase.SILENT, ReplyPhase.COMMITTED):
             self._call = call
         if not self.request_open:
             call.on_request_data(b"", end=True)
@@ -156,8 +144,7 @@ class ServerStream:
         """The stream is no more; a call that was not answered hears that its caller is gone."""
         call = self._call
         self._call = None
-        if self._phase is not _Phase.ANSWERED:
-            self._phase = _Phase.GONE
+        self._take(ReplyStep.CLOSED)
         if call is not None:
             call.on_cancelled()
 
@@ -170,8 +157,11 @@ class ServerStream:
     def _header_block_bytes_max(self) -> int:
         return self._connection.settings.limits.header_block_sent_bytes
 
+    def _take(self, step: ReplyStep) -> None:
+        self._phase = REPLIES.get((self._phase, step), self._phase)
+
     def _answered(self) -> None:
-        self._phase = _Phase.ANSWERED
+        self._take(ReplyStep.END)
         self._call = None
         connection = self._connection
         connection.answered.append(self)

@@ -64,6 +64,21 @@ def offer_h2(context: ssl.SSLContext) -> ssl.SSLContext:
     return context
 
 
+def identity_of(transport: asyncio.BaseTransport) -> str:
+    """Who the peer is by its verified TLS certificate: the first URI (such as a SPIFFE id) of its alternative
+    names, else the first DNS name, else its common name; empty without a certificate."""
+    certificate = transport.get_extra_info("peercert")
+    if not certificate:
+        return ""
+    names = certificate.get("subjectAltName", ())
+    for wanted in ("URI", "DNS"):
+        for kind, name in names:
+            if kind == wanted:
+                return str(name)
+    subject = [pair for group in certificate.get("subject", ()) for pair in group]
+    return next((str(value) for kind, value in subject if kind == "commonName"), "")
+
+
 def agreed_on_h2(transport: asyncio.BaseTransport) -> bool:
     """Whether HTTP/2 may be spoken: always in cleartext, by agreement (ALPN) over TLS."""
     tls = transport.get_extra_info("ssl_object")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.bench import report
+from tests.bench import overload, report
 from tests.bench.cores import divide
 from tests.bench.processes import ROOT
 from tests.bench.run import Bench
@@ -35,14 +35,19 @@ def main() -> int:
         directory=arguments.out / "logs",
         say=lambda line: console.print(line, style="dim", highlight=False),
     )
-    outcome = bench.run(names)
+    outcome = bench.outcome
+    if not arguments.overload:
+        bench.run(names)
+    if arguments.overload or not arguments.quick:
+        bench.flood(overload.QUICK if arguments.quick else overload.FULL)
     lines = report.preamble(plan, tools, cores)
     made = report.sheets(outcome, names)
     report.show(console, lines, made, outcome.problems)
     content = report.document(outcome, names, plan, tools, cores)
     written = report.write(arguments.out, content, report.markdown(lines, made, outcome.problems))
     console.print(f"written: {written}", highlight=False)
-    return EXIT_COULD_NOT if outcome.problems or not outcome.measurements else EXIT_MEASURED
+    measured = outcome.measurements or outcome.floods
+    return EXIT_COULD_NOT if outcome.problems or not measured else EXIT_MEASURED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -52,6 +57,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--quick", action="store_true", help="100 B only and short rounds: less than a minute"
+    )
+    parser.add_argument(
+        "--overload",
+        action="store_true",
+        help="nothing but the rows of 3 and 10 times what the upstream can serve",
     )
     parser.add_argument(
         "--only",

@@ -6,12 +6,28 @@ import os
 import shutil
 import urllib.error
 import urllib.request
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 ENVOY_ENV = "BENCH_ENVOY"
 _NEVER_LIMIT = 1_000_000
 _CONCURRENT_STREAMS_MAX = 100_000
+
+
+class Protection(Enum):
+    """What keeps Envoy's upstream from being flooded."""
+
+    NONE = "envoy"
+    """Limits so wide that they never act."""
+    BREAKER = "envoy breaker"
+    """The circuit breaker's bound on requests, told the right number."""
+    ADAPTIVE = "envoy adaptive"
+    """The adaptive concurrency filter with its gradient controller, told nothing."""
+
+
+BREAKER_REQUESTS_MAX = 40
+"""Twice what the overloaded upstream of the bench works on at once, and as many again that wait."""
 
 
 def find_envoy() -> Path | None:
@@ -28,11 +44,13 @@ def find_envoy() -> Path | None:
     return Path(on_path) if on_path else None
 
 
-def command(binary: Path, upstream: str, directory: Path) -> list[str | Path]:
+def command(
+    binary: Path, upstream: str, directory: Path, protection: Protection = Protection.NONE
+) -> list[str | Path]:
     """Write the configuration and return the command line that serves it on one worker thread."""
     directory.mkdir(parents=True, exist_ok=True)
     config = directory / "envoy.json"
-    config.write_text(json.dumps(configuration(upstream), indent=2))
+    config.write_text(json.dumps(configuration(upstream, protection), indent=2))
     address_file = admin_address_file(directory)
     address_file.unlink(missing_ok=True)
     return [
@@ -62,11 +80,11 @@ def listening_address(directory: Path) -> str | None:
     return f"{address['address']}:{address['port_value']}"
 
 
-def configuration(upstream: str) -> dict[str, Any]:
+def configuration(upstream: str, protection: Protection = Protection.NONE) -> dict[str, Any]:
     """HTTP/2 on both sides, the caller's deadline kept, up to three retries within a budget of 20 %.
 
-    Circuit breakers are opened wide, as the relay's queue and workers would otherwise be compared with limits
-    that Envoy happens to have by default. Source: Envoy 1.40 API reference, v3.
+    Without a protection circuit breakers are opened wide, as the relay's queue and workers would otherwise be
+    compared with limits that Envoy happens to have by default. Source: Envoy 1.40 API reference, v3.
     """
     host, _, port = upstream.rpartition(":")
     return {
@@ -76,10 +94,10 @@ def configuration(upstream: str) -> dict[str, Any]:
                 {
                     "name": "relay",
                     "address": _address("127.0.0.1", 0),
-                    "filter_chains": [{"filters": [_connection_manager()]}],
+                    "filter_chains": [{"filters": [_connection_manager(protection)]}],
                 }
             ],
-            "clusters": [_cluster(host, int(port))],
+            "clusters": [_cluster(host, int(port), protection)],
         },
     }
 
@@ -88,7 +106,7 @@ def _address(host: str, port: int) -> dict[str, Any]:
     return {"socket_address": {"address": host, "port_value": port}}
 
 
-def _connection_manager() -> dict[str, Any]:
+def _connection_manager(protection: Protection) -> dict[str, Any]:
     route = {
         "match": {"prefix": "/"},
         "route": {
@@ -113,20 +131,41 @@ def _connection_manager() -> dict[str, Any]:
             "http2_protocol_options": {"max_concurrent_streams": _CONCURRENT_STREAMS_MAX},
             "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]},
             "http_filters": [
+                *([_adaptive_concurrency()] if protection is Protection.ADAPTIVE else []),
                 {
                     "name": "envoy.filters.http.router",
                     "typed_config": {"@type": _type("filters.http.router.v3.Router")},
-                }
+                },
             ],
         },
     }
 
 
-def _cluster(host: str, port: int) -> dict[str, Any]:
+def _adaptive_concurrency() -> dict[str, Any]:
+    """The controller as its documentation sets it up."""
+    return {
+        "name": "envoy.filters.http.adaptive_concurrency",
+        "typed_config": {
+            "@type": _type("filters.http.adaptive_concurrency.v3.AdaptiveConcurrency"),
+            "gradient_controller_config": {
+                "sample_aggregate_percentile": {"value": 90},
+                "concurrency_limit_params": {"concurrency_update_interval": "0.1s"},
+                "min_rtt_calc_params": {
+                    "jitter": {"value": 10},
+                    "interval": "60s",
+                    "request_count": 50,
+                },
+            },
+        },
+    }
+
+
+def _cluster(host: str, port: int, protection: Protection) -> dict[str, Any]:
+    requests_max = BREAKER_REQUESTS_MAX if protection is Protection.BREAKER else _NEVER_LIMIT
     thresholds = {
         "max_connections": _NEVER_LIMIT,
-        "max_pending_requests": _NEVER_LIMIT,
-        "max_requests": _NEVER_LIMIT,
+        "max_pending_requests": requests_max,
+        "max_requests": requests_max,
         "retry_budget": {"budget_percent": {"value": 20}, "min_retry_concurrency": 10},
     }
     return {

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from tests.bench.cores import Cores
 from tests.bench.memory import CALLS_IN_FLIGHT, RELAY_LIMIT_MIB, Memory
+from tests.bench.overload import DEADLINE_MS, SERVICE_US, WORKERS, FloodRow, flood_rows
 from tests.bench.run import Outcome
 from tests.bench.stats import Estimate, estimate
 from tests.bench.summary import AbsoluteRow, RatioRow, absolute_rows, ratio_rows
@@ -59,6 +60,20 @@ def sheets(outcome: Outcome, names: Sequence[str]) -> list[Sheet]:
             f"Memory at {CALLS_IN_FLIGHT:,} calls in flight",
             ("subject", "idle MiB", "peak MiB", "KiB per call", "notes"),
             tuple(_memory_cells(row) for row in outcome.memory),
+        ),
+        Sheet(
+            f"Overload: deadline {DEADLINE_MS} ms, upstream of {WORKERS} workers x {SERVICE_US / 1000:g} ms",
+            (
+                "offered",
+                "subject",
+                "goodput % of capacity",
+                "OK p99 ms",
+                "refusal p99 ms",
+                "RESOURCE_EXHAUSTED % of refusals",
+                "unheard % of calls",
+                "CPU-µs/call",
+            ),
+            tuple(_flood_cells(row) for row in flood_rows(outcome.floods)),
         ),
     ]
     return [sheet for sheet in made if sheet.rows]
@@ -121,6 +136,8 @@ def document(
         "ratios": [asdict(row) for row in ratio_rows(outcome, names)],
         "absolute": [asdict(row) for row in absolute_rows(outcome, names)],
         "memory": [asdict(row) for row in outcome.memory],
+        "overload": [asdict(row) for row in flood_rows(outcome.floods)],
+        "floods": [asdict(flood) for flood in outcome.floods],
         "problems": outcome.problems,
         "measurements": [asdict(measurement) for measurement in outcome.measurements],
     }
@@ -182,6 +199,29 @@ def _memory_cells(row: Memory) -> tuple[str, ...]:
         f"{row.peak_mib:.1f}",
         f"{row.kib_per_call:.1f}",
         ", ".join(notes),
+    )
+
+
+def _flood_cells(row: FloodRow) -> tuple[str, ...]:
+    def cell(value: Estimate | None, digits: int) -> str:
+        return (
+            "-"
+            if value is None
+            else f"{value.median:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
+        )
+
+    percent = Estimate(
+        *(100 * share for share in (row.goodput.median, row.goodput.low, row.goodput.high)), 0, 0
+    )
+    return (
+        f"{row.factor} x",
+        row.subject,
+        cell(percent, 1),
+        cell(row.ok_p99_ms, 1),
+        cell(row.refusal_p99_ms, 2),
+        f"{row.typed_share:.1%}",
+        f"{row.expired_share:.1%}",
+        cell(row.cpu_us_per_call, 1),
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from tests.bench.cores import Cores
 from tests.bench.measure import Measurement, NoCallSucceededError, measure
 from tests.bench.memory import Memory, measure_memory
+from tests.bench.overload import Flood, FloodPlan, Floods
 from tests.bench.processes import CouldNotStartError, Process
 from tests.bench.subjects import SUBJECTS, Running, start_echo
 from tests.bench.toolchain import Tools
@@ -22,6 +23,7 @@ class Outcome:
 
     measurements: list[Measurement] = field(default_factory=list)
     memory: list[Memory] = field(default_factory=list)
+    floods: list[Flood] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def of(self, subject: str, workload: str) -> dict[int, Measurement]:
@@ -66,6 +68,13 @@ class Bench:
             if subject.process is not None:
                 self._say(f"memory of {subject.name}")
                 self._measure_memory(subject.name)
+        return self.outcome
+
+    def flood(self, plan: FloodPlan) -> Outcome:
+        """More than the upstream can serve, by itself: every subject is started anew."""
+        floods, problems = Floods(plan, self._tools, self._cores, self._directory).measure(self._say)
+        self.outcome.floods += floods
+        self.outcome.problems += problems
         return self.outcome
 
     def _start(self, names: Sequence[str], upstream: str, stack: contextlib.ExitStack) -> list[Running]:

@@ -54,18 +54,28 @@ def start_bare(upstream: str, directory: Path, cores: frozenset[int]) -> Running
 
 def start_envoy(upstream: str, directory: Path, cores: frozenset[int]) -> Running:
     """Envoy with the same retry policy and one worker."""
+    return start_protected_envoy(envoy.Protection.NONE, upstream, directory, cores)
+
+
+def start_protected_envoy(
+    protection: envoy.Protection, upstream: str, directory: Path, cores: frozenset[int]
+) -> Running:
+    """The same with something that keeps its upstream from being flooded."""
+    name = protection.value
+    directory = directory / name.replace(" ", "-")
     binary = envoy.find_envoy()
     if binary is None:
         raise CouldNotStartError(
             f"envoy: not found; `make bench` installs it, or set {envoy.ENVOY_ENV} to its path"
         )
-    process = Process("envoy", envoy.command(binary, upstream, directory), directory / "envoy.log", cores)
+    command = envoy.command(binary, upstream, directory, protection)
+    process = Process(name, command, directory / "envoy.log", cores)
     try:
         process.wait_until(lambda: envoy.listening_address(directory) is not None, "it was serving")
     except CouldNotStartError:
         process.stop()
         raise
-    return Running("envoy", str(envoy.listening_address(directory)), process)
+    return Running(name, str(envoy.listening_address(directory)), process)
 
 
 def start_direct(upstream: str, directory: Path, cores: frozenset[int]) -> Running:

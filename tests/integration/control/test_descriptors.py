@@ -72,8 +72,8 @@ async def test_an_upstream_that_stays_away_is_logged_once(upstreams, learners, c
     attempts = asyncio.Semaphore(0)
     ask = learner._ask
 
-    async def counted(channel) -> None:
-        await ask(channel)
+    async def counted() -> None:
+        await ask()
         attempts.release()
 
     learner._ask = counted

@@ -29,12 +29,14 @@ class Source:
         self.adopting = asyncio.Event()
         self.adopting.set()
         self.error: Exception | None = None
+        self.now: str | None = None
+        """The policy's name; None counts the loads."""
 
     def load(self) -> Candidate:
         self.loads += 1
         if self.error is not None:
             raise self.error
-        return Candidate(named(f"policy {self.loads}"), ())
+        return Candidate(named(self.now or f"policy {self.loads}"), ())
 
     async def adopt(self, policy: RelayPolicy) -> None:
         assert not self.running, "two at once"
@@ -122,19 +124,32 @@ async def test_a_file_that_is_touched_removed_or_half_written_is_looked_at_until
 ) -> None:
     path = tmp_path / "policy.json"
     path.write_text("1")
+    source.now = "first"
     following = asyncio.create_task(keeper.follow())
     watching = asyncio.create_task(keeper.watch(path, 0.01))
     await asyncio.sleep(0.05)
-    assert source.loads == 0, "nothing has changed"
     path.unlink()
     await asyncio.sleep(0.05)
-    assert source.loads == 0, "a file that is gone says nothing"
+    assert source.adopted == [], "nothing has changed, and a file that is gone says nothing"
     path.write_text("22")
-    await until(lambda: source.loads == 1)
+    await until(lambda: len(source.adopted) == 1)
     other = tmp_path / "other"
     other.write_text("33")
     other.replace(path)
-    await until(lambda: source.loads == 2)
+    await until(lambda: len(source.adopted) == 2)
+    for task in (following, watching):
+        task.cancel()
+    await asyncio.gather(following, watching, return_exceptions=True)
+
+
+@pytest.mark.parametrize("fault", [None, ConfigError([Problem("p.json", "", "", "is not JSON")])])
+async def test_a_file_written_between_the_start_and_the_first_look_is_reloaded(
+    keeper: PolicyKeeper, source: Source, tmp_path: Path, fault: Exception | None
+) -> None:
+    source.error = fault
+    watching = asyncio.create_task(keeper.watch(tmp_path / "policy.json", 60.0))
+    following = asyncio.create_task(keeper.follow())
+    await until(lambda: keeper.status.reloads + keeper.status.refused == 1)
     for task in (following, watching):
         task.cancel()
     await asyncio.gather(following, watching, return_exceptions=True)

@@ -155,3 +155,18 @@ async def test_a_relay_that_drains_takes_no_other_policy(sites) -> None:
         await site.admin(lambda admin: admin.ReloadPolicy(admin_pb2.ReloadPolicyRequest()))
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
     watch.cancel()
+
+
+async def test_certificates_that_cannot_be_used_refuse_a_policy_like_any_other_fault(sites, a_charge) -> None:
+    site = await sites.start("one", policy=lambda known: policy_for(known, "one"))
+    policy = policy_for(site.downstreams, "one")
+    policy["relay"]["upstreams"]["secret"] = {"target": "127.0.0.1:1", "tls": {"ca": "/nowhere/ca.pem"}}
+    policy["relay"]["routes"] = [{"upstream": "one"}]
+    site.write_policy(policy)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await site.admin(lambda admin: admin.ReloadPolicy(admin_pb2.ReloadPolicyRequest()))
+    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    stats = await site.stats()
+    assert (stats.policy.reloads, stats.policy.refused) == (0, 1)
+    assert "/nowhere/ca.pem cannot be read" in stats.policy.last_refusal
+    await site.payments.Charge(a_charge(), timeout=10)
