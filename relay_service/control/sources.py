@@ -13,6 +13,7 @@ from relay_service.core.breakers import BreakerView
 from relay_service.core.budget import BudgetState
 from relay_service.core.criticality import Criticality
 from relay_service.core.throttle import ThrottleState
+from relay_service.ports import CallersStatus
 from relay_service.telemetry.metrics import CallTotals, MethodStats
 
 
@@ -93,6 +94,7 @@ class Stats:
     upstreams: Sequence[UpstreamStatus]
     telemetry: TelemetryStatus
     policy: PolicyStatus = PolicyStatus()
+    callers: CallersStatus = field(default_factory=CallersStatus)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from relay_service.core.breakers import BreakerView
 from relay_service.core.budget import BudgetState
 from relay_service.core.criticality import Criticality
 from relay_service.core.throttle import ThrottleState
+from relay_service.ports import CallersStatus
 from relay_service.telemetry.metrics import CallTotals, MethodStats
 
 Descriptors = Mapping[str, UpstreamDescriptors]
@@ -36,6 +37,7 @@ def stats_message(stats: Stats, descriptors: Descriptors, method_prefix: str) ->
         upstreams=_upstreams(stats.upstreams, descriptors),
         telemetry=_telemetry(stats.telemetry),
         policy=policy_message(stats.policy),
+        callers=_callers(stats.callers),
     )
 
 
@@ -92,6 +94,21 @@ def _calls(calls: CallTotals) -> admin_pb2.Calls:
         cancelled=calls.cancelled,
         in_flight=calls.in_flight,
         by_reason=calls.by_reason,
+    )
+
+
+def _callers(callers: CallersStatus) -> admin_pb2.Callers:
+    return admin_pb2.Callers(
+        connections=callers.connections,
+        streams=callers.streams,
+        accepted=callers.accepted,
+        refused=callers.refused,
+        refused_of_peer=callers.refused_of_peer,
+        failed=callers.failed,
+        last_failure=callers.last_failure,
+        not_grpc=callers.not_grpc,
+        malformed=callers.malformed,
+        replies_given_up=callers.replies_given_up,
     )
 
 

@@ -37,6 +37,15 @@ class RecordState(Enum):
     """A tombstone: the answer is gone, the memory that there was one is not."""
 
 
+class Afterwards(Enum):
+    """What is left of a key when its answer expires."""
+
+    TOMBSTONE = "tombstone"
+    """It is remembered without its answer, so that it cannot take effect again."""
+    FORGOTTEN = "forgotten"
+    """Nothing: the answer said that there was no effect."""
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """One key as the store holds it. Times are seconds on the store's clock (Unix time)."""
@@ -60,6 +69,8 @@ class Record:
     """The dead letter's or job's id when one owns the key."""
     attempts: int = 0
     """Claims of this scope so far, this one included."""
+    then: Afterwards = Afterwards.TOMBSTONE
+    """Of a DONE record: what is left when it expires."""
 
 
 class Decision(Enum):
@@ -89,13 +100,15 @@ def decide(record: Record | None, fingerprint: bytes, now: float, *, repeatable:
     ``repeatable`` says that the upstream honours the derived key (or minds no second execution), so that
     an unknown outcome may be tried again. ``now`` is the store's clock.
     """
-    if record is None:
+    if record is None or _is_forgotten(record, now):
         return Decision.EXECUTE
     if record.fingerprint != fingerprint:
         return Decision.KEY_REUSED
     match record.state:
+        case RecordState.DONE if now < record.expires_at:
+            return Decision.REPLAY
         case RecordState.DONE:
-            return Decision.REPLAY if now < record.expires_at else Decision.KEY_EXPIRED
+            return Decision.KEY_EXPIRED
         case RecordState.IN_PROGRESS if now < record.lease_until:
             return Decision.WAIT
         case RecordState.IN_PROGRESS | RecordState.AMBIGUOUS:
@@ -106,3 +119,10 @@ def decide(record: Record | None, fingerprint: bytes, now: float, *, repeatable:
             return Decision.QUEUED
         case RecordState.EXPIRED:
             return Decision.KEY_EXPIRED
+
+
+def _is_forgotten(record: Record, now: float) -> bool:
+    """Its answer said that nothing happened, and has expired: as if the key had never come."""
+    return (
+        record.state is RecordState.DONE and record.then is Afterwards.FORGOTTEN and now >= record.expires_at
+    )

@@ -64,6 +64,8 @@ class Job:
     expires_at: float
     """When it becomes a dead letter (EXPIRED) if it was not done by then."""
     attempts: int = 0
+    lost_leases: int = 0
+    """Attempts whose worker was never heard of again: what a job that kills its workers leaves."""
     tries: tuple[Try, ...] = ()
     """The first 3 and the last 20."""
     fence: int = 0

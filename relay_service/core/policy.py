@@ -284,6 +284,20 @@ WIDE_OPEN = AdmissionPolicy(queue_capacity=0, workers=100_000, max_streams=100_0
 
 
 @dataclass(frozen=True, slots=True)
+class CallersPolicy:
+    """How many connections callers may hold. One too many is closed at once, before it costs anything."""
+
+    connections: int = 10_000
+    connections_per_peer: int = 2_000
+    """Of one address, or of one verified identity (TLS) where there is one. A proxy in front of the relay
+    is one peer for all who come through it."""
+
+    def __post_init__(self) -> None:
+        _at_least("connections", self.connections, 1)
+        _at_least("connections_per_peer", self.connections_per_peer, 1)
+
+
+@dataclass(frozen=True, slots=True)
 class UpstreamTls:
     """How an upstream is spoken to over TLS. Names of PEM files; what they hold is nobody's business here."""
 
@@ -369,6 +383,7 @@ class RelayPolicy:
     methods: Mapping[str, MethodPolicy] = field(default_factory=dict)
     routes: tuple[Route, ...] = ()
     admission: AdmissionPolicy = AdmissionPolicy()
+    callers: CallersPolicy = CallersPolicy()
     budget: RetryBudgetPolicy | None = RetryBudgetPolicy()
     throttling: RetryThrottling | None = None
     adaptive_throttle: ThrottlePolicy | None = None

@@ -3,8 +3,8 @@
 Promises (the conformance suite in tests/stores holds every engine to them):
 
 - A method that returns has committed, as durably as `Durability` says; one that raises
-  `StoreUnavailableError` may or may not have, and can be called again with the same arguments to the same
-  effect.
+  `StoreUnavailableError` may or may not have. Called again with the same arguments it has the same effect;
+  only a claim that did commit then finds itself (WAIT) until its lease runs out.
 - Every write of an owner carries its fence. An outdated fence changes nothing and is told so.
 - The store has a clock of its own, in Unix seconds, that never runs backwards and takes no step when the
   machine's wall clock does; callers give durations and get times of that clock.
@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from relay_service.core.idempotency import Decision, Record, Scope
+from relay_service.core.idempotency import Afterwards, Decision, Record, Scope
 from relay_service.core.job import Cause, DeadLetter, Job, JobState, LetterState, Replay, Try, Work
 
 
@@ -31,6 +31,19 @@ class StoreUnavailableError(StoreError):
 
 class StoreFullError(StoreUnavailableError):
     """There is no room: a full disk, or a bound of the policy."""
+
+
+class InvalidPageTokenError(StoreError):
+    """A page token that no listing gave out."""
+
+
+class KeyTakenError(StoreError):
+    """A submission's key is known, but not by a job that is still kept; nothing of the batch was accepted."""
+
+    def __init__(self, submission_id: str, record: Record) -> None:
+        super().__init__(f"the key of submission {submission_id} is {record.state.value} already")
+        self.submission_id = submission_id
+        self.record = record
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +89,17 @@ class IdempotencyStore(Protocol):
     async def renew(self, owner: str, claims: Collection[tuple[Scope, int]], lease_s: float) -> None:
         """Extend the leases of claims (scope, fence) that are still this owner's."""
 
-    async def finish(self, scope: Scope, fence: int, answer: bytes, keep_s: float) -> bool:
-        """DONE: the answer is replayed for ``keep_s``. False when the fence is stale."""
+    async def finish(
+        self,
+        scope: Scope,
+        fence: int,
+        answer: bytes,
+        keep_s: float,
+        then: Afterwards = Afterwards.TOMBSTONE,
+    ) -> bool:
+        """DONE: the answer is replayed for ``keep_s``, and ``then`` is what is left of the key.
+
+        False when the fence is stale."""
 
     async def leave_ambiguous(self, scope: Scope, fence: int) -> bool:
         """AMBIGUOUS, until somebody settles it. False when the fence is stale."""
@@ -90,7 +112,8 @@ class IdempotencyStore(Protocol):
 
     async def changed(self, scope: Scope, fence: int, timeout_s: float) -> Record | None:
         """Wait until the record is no longer IN_PROGRESS under ``fence`` (by whichever relay), at most
-        ``timeout_s``; returns the record as it is then. Waiting polls nothing and holds no connection."""
+        ``timeout_s`` and not beyond its lease; returns the record as it is then. Waiting polls nothing and
+        holds no connection."""
 
     async def ambiguous(self, *, tenant: str | None, after: str, limit: int) -> tuple[Sequence[Record], str]:
         """A page of keys whose outcome is unknown (leases that ran out included), and the next token."""
@@ -127,13 +150,19 @@ class Counts:
     letters: dict[LetterState, int]
 
 
+BURIAL_LEASE_S = 30.0
+"""How long whoever asked for expired jobs has for burying them, before the next may."""
+
+
 class JobStore(Protocol):
     """Jobs."""
 
     async def submit(self, submissions: Sequence[Submission]) -> Sequence[tuple[Job, bool]]:
         """Accept jobs; for each the job and whether it is new. A key (of tenant and method) submitted before
         returns its first job (same fingerprint), or raises nothing and returns that job with ``False``:
-        the caller compares fingerprints. The key's idempotency record becomes QUEUED in the same commit."""
+        the caller compares fingerprints. The key's idempotency record becomes QUEUED in the same commit.
+        A submission without a key gets its id as its key, and no record: nobody else can know it.
+        Raises `KeyTakenError` when the key belongs to something other than a job that is kept."""
 
     async def job(self, job_id: str) -> Job | None:
         """One job."""
@@ -145,7 +174,8 @@ class JobStore(Protocol):
         self, worker: str, *, methods: Collection[str] | None, limit: int, lease_s: float
     ) -> Sequence[Job]:
         """Take up to ``limit`` ready jobs: highest priority first with ageing, at most one per order key and
-        only its oldest unfinished one; jobs whose lease ran out are ready again under a new fence."""
+        only its oldest unfinished one (a paused one holds up its key); jobs whose lease ran out are ready
+        again under a new fence."""
 
     async def heartbeat(
         self, worker: str, leases: Collection[tuple[str, int]], lease_s: float, progress_s: float
@@ -163,10 +193,15 @@ class JobStore(Protocol):
         """PENDING again at once, the attempt uncounted: it was never dispatched. False when stale."""
 
     async def bury(self, job_id: str, fence: int, tried: Try | None, letter: "Burial") -> bool:
-        """DEAD and its dead letter in one commit. False when the fence is stale."""
+        """DEAD and its dead letter in one commit. False when the fence is stale.
+
+        With the id of the letter that this job replays, that letter is OPEN again with a longer history."""
 
     async def cancel(self, job_id: str) -> Job | None:
-        """CANCELLED unless it has ended; one that runs is given up at its worker's next heartbeat."""
+        """CANCELLED unless it has ended; one that runs is given up at its worker's next heartbeat, and until
+        its lease is over its order key stays held.
+
+        Its key is forgotten when it was never attempted, else AMBIGUOUS."""
 
     async def pause(self, which: JobFilter) -> int:
         """PENDING jobs become PAUSED; returns how many."""
@@ -175,7 +210,8 @@ class JobStore(Protocol):
         """PAUSED jobs become PENDING; returns how many."""
 
     async def expired(self, *, limit: int) -> Sequence[Job]:
-        """Jobs past their time to live, leased for burial (fence raised)."""
+        """Waiting or paused jobs past their time to live, leased for burial (fence raised) for
+        `BURIAL_LEASE_S`."""
 
     async def next_ready_s(self) -> float | None:
         """Seconds until a job may be ready, 0 when one is, None when there is none."""
@@ -235,8 +271,9 @@ class DeadLetterStore(Protocol):
     """Dead letters."""
 
     async def put_letter(self, letter: DeadLetter, scope: Scope | None, fence: int, keep_s: float) -> bool:
-        """A letter of a synchronous call or of an import; with ``scope`` its record becomes DEAD_LETTERED in
-        the same commit, fenced. False when the fence is stale."""
+        """A letter of a synchronous call or of an import, kept until ``keep_s`` after its death; with
+        ``scope`` its record becomes DEAD_LETTERED in the same commit, fenced. False when the fence is stale.
+        A letter whose id is known already is left as it is (True)."""
 
     async def letter(self, letter_id: str) -> DeadLetter | None:
         """One letter."""
@@ -250,7 +287,9 @@ class DeadLetterStore(Protocol):
         """Counts by method, cause, code and state; kept, not counted: 100,000 letters are grouped at once."""
 
     async def replay(self, letter_id: str, replay: Replay, job: Submission) -> bool:
-        """REPLAYING, with its new job under the same key, in one commit; False unless it was OPEN."""
+        """REPLAYING, with its new job under the same key, in one commit; False unless it was OPEN.
+
+        Raises `KeyTakenError` when the job's key is in use by something else than this letter."""
 
     async def settle_replay(self, letter_id: str, job_id: str, *, resolved: bool, outcome: str) -> bool:
         """RESOLVED, or OPEN again with the outcome in its history."""

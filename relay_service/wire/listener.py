@@ -3,10 +3,11 @@
 import asyncio
 import ssl
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from relay_service.ports import CallHandler, Timers
+from relay_service.ports import CallersStatus, CallHandler, Timers
 from relay_service.wire.connection import ConnectionSettings
 from relay_service.wire.departures import DepartureSettings
 from relay_service.wire.server import ServerConnection, ServerCounters
@@ -27,6 +28,8 @@ class ListenerSettings:
     connection: ConnectionSettings = field(default_factory=_patient)
     departures: DepartureSettings = field(default_factory=DepartureSettings)
     connections_max: int = 10_000
+    connections_per_peer_max: int = 2_000
+    """Of one identity, else of one address; all who come over Unix sockets are one peer."""
     backlog: int = 1_024
     """Connections that the kernel completes before we accept them."""
 
@@ -53,6 +56,8 @@ class Listener:
         self._socket_files: list[SocketFile] = []
         self._closed = False
         self._connections: set[ServerConnection] = set()
+        self._by_peer: Counter[str] = Counter()
+        """How many of them each peer has; only peers that have some are in it."""
         self._nobody_left: asyncio.Event = asyncio.Event()
         self.counters = ServerCounters()
 
@@ -86,19 +91,33 @@ class Listener:
         """Callers' connections open now."""
         return len(self._connections)
 
+    def status(self) -> CallersStatus:
+        """All figures now."""
+        counters = self.counters
+        return CallersStatus(
+            connections=self.connections,
+            streams=self.streams,
+            accepted=counters.connections_accepted,
+            refused=counters.connections_refused,
+            refused_of_peer=counters.connections_refused_of_peer,
+            failed=counters.connections_failed,
+            last_failure=counters.last_failure,
+            not_grpc=counters.http_rejections,
+            malformed=counters.call_rejections,
+            replies_given_up=counters.replies_given_up,
+        )
+
     @property
     def streams(self) -> int:
         """Streams open now, on all connections."""
         return sum(len(connection.streams) for connection in self._connections)
 
-    def allow_streams(self, streams_max: int) -> None:
-        """Let every connection have so many streams. One that is open already keeps what it was allowed
-        before if that is more: what a caller has begun within its limit must not be refused."""
-        connection = self._settings.connection
-        limits = replace(connection.limits, streams_max=streams_max)
-        self._settings = replace(self._settings, connection=replace(connection, limits=limits))
-        for one in self._connections:
-            one.allow_streams(streams_max)
+    def adopt(self, settings: ListenerSettings) -> None:
+        """Go on under other limits. A connection that is open stays, and keeps the streams it was allowed
+        if they were more: what a caller has begun within its limit must not be refused."""
+        self._settings = settings
+        for connection in self._connections:
+            connection.allow_streams(settings.connection.limits.streams_max)
 
     def stop_accepting(self) -> None:
         """Close the listening sockets and remove the files of Unix ones; connections stay."""
@@ -151,15 +170,25 @@ class Listener:
 
         One accepted by the kernel, or in its TLS handshake, when `close` began comes after it.
         """
-        if self._closed or len(self._connections) >= self._settings.connections_max:
+        settings = self._settings
+        peer = connection.whose
+        if self._closed or len(self._connections) >= settings.connections_max:
             self.counters.connections_refused += 1
+            return False
+        if self._by_peer[peer] >= settings.connections_per_peer_max:
+            self.counters.connections_refused_of_peer += 1
             return False
         self.counters.connections_accepted += 1
         self._connections.add(connection)
+        self._by_peer[peer] += 1
         return True
 
     def on_connection_lost(self, connection: ServerConnection) -> None:
         """It is gone."""
-        self._connections.discard(connection)
+        if connection in self._connections:
+            self._connections.discard(connection)
+            self._by_peer[connection.whose] -= 1
+            if not self._by_peer[connection.whose]:
+                del self._by_peer[connection.whose]
         if not self._connections:
             self._nobody_left.set()

@@ -32,6 +32,8 @@ class ServerCounters:
     connections_accepted: int = 0
     connections_refused: int = 0
     """Closed at once, because as many as allowed were open."""
+    connections_refused_of_peer: int = 0
+    """Closed at once, because their peer had as many as one peer may have."""
     connections_failed: int = 0
     """Ended by us: protocol errors, floods, stalls, no handshake."""
     streams: int = 0
@@ -74,6 +76,7 @@ class ServerConnection(Connection):
         "counters",
         "departures",
         "streams",
+        "whose",
     )
 
     def __init__(
@@ -101,6 +104,8 @@ class ServerConnection(Connection):
         self._last_stream_id = 0
         self._streams_max = settings.limits.streams_max
         self._identity = ""
+        self.whose = ""
+        """Who is counted for this connection: the verified identity, else the address without its port."""
         self._draining = False
         self._drain_timer: TimerHandle | None = None
 
@@ -108,6 +113,7 @@ class ServerConnection(Connection):
         """Join the owner's connections, if there is room."""
         self.peer = address_text(transport.get_extra_info("peername"))
         self._identity = identity_of(transport)
+        self.whose = self._identity or self.peer.rpartition(":")[0]
         if self._owner.on_connection_made(self):
             super().connection_made(transport)
         else:

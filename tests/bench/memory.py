@@ -1,7 +1,10 @@
-"""How much memory a proxy holds while a thousand calls wait in it."""
+"""How much memory a proxy holds while a thousand calls wait in it, and for connections that do nothing."""
 
+import socket
 import threading
+import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,9 +18,16 @@ from tests.bench.toolchain import Tools
 from tests.bench.workload import CONNECTIONS
 
 CALLS_IN_FLIGHT = 1_000
+IDLE_CONNECTIONS = 1_000
 RELAY_LIMIT_MIB = 150.0
 _SERVICE_S = 1.0
 _SAMPLE_INTERVAL_S = 0.02
+_WARM_CONNECTIONS = 50
+_SETTLE_S = 0.3
+_CONNECT_TIMEOUT_S = 10.0
+_PREFACE_AND_SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\x04\0\0\0\0\0"
+_SETTINGS_ACK = b"\0\0\0\x04\x01\0\0\0\0"
+_SETTINGS_BYTES_MAX = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +39,8 @@ class Memory:
     peak_mib: float
     calls: int
     failed: int
+    kib_per_connection: float
+    """What a caller's connection costs that had its handshake and does nothing."""
 
     @property
     def kib_per_call(self) -> float:
@@ -77,6 +89,7 @@ def measure_memory(start: Start, tools: Tools, cores: Cores, directory: Path) ->
         try:
             assert subject.process is not None, "only proxies have memory to measure"
             pid = subject.process.pid
+            kib_per_connection = _kib_per_connection(pid, subject.port)
             idle_mib = proc.rss_mib(pid)
             with PeakRss(pid) as rss:
                 result = run_once("generator", _command(tools, subject.port), cores.load, timeout_s=60)
@@ -87,7 +100,31 @@ def measure_memory(start: Start, tools: Tools, cores: Cores, directory: Path) ->
     failed = (
         sum(n for code, n in result["status"].items() if code != "0") + result["expired"] + result["lost"]
     )
-    return Memory(subject.name, idle_mib, rss.peak_mib, int(result["in_flight_peak"]), int(failed))
+    calls = int(result["in_flight_peak"])
+    return Memory(subject.name, idle_mib, rss.peak_mib, calls, int(failed), kib_per_connection)
+
+
+def _kib_per_connection(pid: int, port: int) -> float:
+    """Resident memory that `IDLE_CONNECTIONS` connections add, each."""
+    with ExitStack() as stack:
+        # The first ones pay for what all share.
+        for _ in range(_WARM_CONNECTIONS):
+            stack.enter_context(_idle_connection(port))
+        time.sleep(_SETTLE_S)
+        before_mib = proc.rss_mib(pid)
+        for _ in range(IDLE_CONNECTIONS):
+            stack.enter_context(_idle_connection(port))
+        time.sleep(_SETTLE_S)
+        return (proc.rss_mib(pid) - before_mib) * 1024 / IDLE_CONNECTIONS
+
+
+def _idle_connection(port: int) -> socket.socket:
+    """A connection that had its HTTP/2 handshake."""
+    connection = socket.create_connection(("127.0.0.1", port), timeout=_CONNECT_TIMEOUT_S)
+    connection.sendall(_PREFACE_AND_SETTINGS)
+    connection.recv(_SETTINGS_BYTES_MAX)
+    connection.sendall(_SETTINGS_ACK)
+    return connection
 
 
 def _command(tools: Tools, port: int) -> list[str]:

@@ -58,7 +58,7 @@ def sheets(outcome: Outcome, names: Sequence[str]) -> list[Sheet]:
         ),
         Sheet(
             f"Memory at {CALLS_IN_FLIGHT:,} calls in flight",
-            ("subject", "idle MiB", "peak MiB", "KiB per call", "notes"),
+            ("subject", "idle MiB", "peak MiB", "KiB per call", "KiB per idle connection", "notes"),
             tuple(_memory_cells(row) for row in outcome.memory),
         ),
         Sheet(
@@ -198,6 +198,7 @@ def _memory_cells(row: Memory) -> tuple[str, ...]:
         f"{row.idle_mib:.1f}",
         f"{row.peak_mib:.1f}",
         f"{row.kib_per_call:.1f}",
+        f"{row.kib_per_connection:.1f}",
         ", ".join(notes),
     )
 

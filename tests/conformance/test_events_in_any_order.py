@@ -105,8 +105,8 @@ class HandTransport(asyncio.Transport):
 class History:
     """A connection between a hand-played transport and hand-played users, driven step by step."""
 
-    def __init__(self, number: int) -> None:
-        self.rng = random.Random(f"{SEED} history {number}")
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
         self.timers = HandTimers()
         self.transport = HandTransport()
         self.blocked = False
@@ -183,8 +183,8 @@ class FickleCall:
 class ServerHistory(History):
     """One caller's connection."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
+    def __init__(self, rng: random.Random) -> None:
+        super().__init__(rng)
         self.calls: list[FickleCall] = []
         settings = ListenerSettings(connection=SETTINGS)
         self.listener = Listener(self._handle, self.timers, settings, clock=lambda: self.timers.now)
@@ -204,9 +204,8 @@ class ServerHistory(History):
             self.rng.choice(self.calls).move(self.rng)
 
 
-async def a_callers_history(number: int, streams: list[list[Frame]]) -> None:
-    history = ServerHistory(number)
-    rng = history.rng
+async def a_callers_history(rng: random.Random, streams: list[list[Frame]]) -> None:
+    history = ServerHistory(rng)
     await history.play(chunks(rng, spoiled(rng, rng.choice(streams), rng.choice(streams))))
     assert history.listener.connections == 0
     assert not history.server.streams
@@ -243,8 +242,8 @@ class CountingSink:
 class ClientHistory(History):
     """One connection to an upstream."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
+    def __init__(self, rng: random.Random) -> None:
+        super().__init__(rng)
         self.attempts: list[tuple[ClientStream, CountingSink]] = []
         self.cancelled: set[int] = set()
         self.states: list[ClientState] = []
@@ -313,9 +312,8 @@ def answers(rng: random.Random) -> list[Frame]:
     return frames_of(said)
 
 
-async def an_upstreams_history(number: int, honest: list[Frame]) -> None:
-    history = ClientHistory(number)
-    rng = history.rng
+async def an_upstreams_history(rng: random.Random, honest: list[Frame]) -> None:
+    history = ClientHistory(rng)
     # The handshake is mostly left whole, and streams opened before more is said.
     settings, rest = honest[:1], honest[1:]
     if rng.random() < 0.1:
@@ -349,8 +347,8 @@ async def histories(caplog: pytest.LogCaptureFixture, duration_s: float) -> None
     number = 0
     while time.monotonic() < ends_at:
         try:
-            await a_callers_history(number, streams)
-            await an_upstreams_history(number, honest)
+            await a_callers_history(random.Random(f"{SEED} history {number}"), streams)
+            await an_upstreams_history(random.Random(f"{SEED} history {number}"), honest)
         except Exception as error:
             error.add_note(f"seed {SEED}, history {number}")
             raise

@@ -68,12 +68,13 @@ def service():
 
 @pytest.fixture
 async def listen(service, cleanup):
-    async def start(connections_max=100, **settings):
+    async def start(connections_max=100, per_peer=100, **settings):
         timers = TimerWheel(asyncio.get_running_loop())
         connection = ConnectionSettings(**settings)
-        listener = Listener(
-            service, timers, ListenerSettings(connection=connection, connections_max=connections_max)
+        bounds = ListenerSettings(
+            connection=connection, connections_max=connections_max, connections_per_peer_max=per_peer
         )
+        listener = Listener(service, timers, bounds)
         await listener.start("127.0.0.1", 0)
 
         async def close():
@@ -303,6 +304,29 @@ async def test_connections_beyond_the_limit_are_closed_at_once(listen, raw_clien
     writer.close()
     assert listener.counters.connections_refused == 1
     assert listener.connections == 1
+
+
+async def test_one_peer_cannot_take_all_connections(listen, raw_client):
+    listener = await listen(per_peer=1)
+    mine = await raw_client(listener.addresses[0])
+    port = int(listener.addresses[0].rpartition(":")[2])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    with suppress(ConnectionResetError):
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+    writer.close()
+    assert listener.status().refused_of_peer == 1
+    # The whole of 127.0.0.0/8 is the loopback: this is another peer.
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=("127.0.0.2", 0))
+    assert await asyncio.wait_for(reader.read(9), 5)
+    assert listener.status().connections == 2
+    writer.close()
+    # A place that is free again may be taken again.
+    mine.writer.close()
+    async with asyncio.timeout(5):
+        while listener.connections:  # noqa: ASYNC110 (the listener has no event for it)
+            await asyncio.sleep(0.01)
+    await raw_client(listener.addresses[0])
+    assert listener.status().connections == 1
 
 
 def _ping_flood(peer):

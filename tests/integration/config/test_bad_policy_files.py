@@ -36,7 +36,12 @@ BAD = [
     ({"methodConfg": []}, "methodConfg", "got []", "did you mean methodConfig?"),
     ({"retryPolicy": RETRY}, "retryPolicy", "got {", "belongs into an entry of methodConfig"),
     ({"timeout": "1s"}, "timeout", 'got "1s"', "belongs into an entry of methodConfig"),
-    ({"methodConfig": [{"timeout": "1s"}]}, "methodConfig[0].name", "", "is required"),
+    (
+        {"methodConfig": [{"timeout": "1s"}]},
+        "methodConfig[0].name",
+        "",
+        "is required: [{}] means every method",
+    ),
     ({"methodConfig": [{"name": []}]}, "methodConfig[0].name", "got []", "silently ignores"),
     (
         {"methodConfig": [{"name": [{}], "hedgingPolicy": {}}]},

@@ -54,7 +54,15 @@ def test_every_preset_loads_and_lints_clean(name: str) -> None:
 
 
 def test_the_presets_are_these() -> None:
-    assert preset_names() == ["default", "passthrough", "payments-demo", "simple", "textbook"]
+    assert preset_names() == [
+        "default",
+        "passthrough",
+        "payments",
+        "payments-demo",
+        "read-heavy",
+        "simple",
+        "textbook",
+    ]
 
 
 def test_preset_default_retries_within_a_fifth_of_the_traffic() -> None:
@@ -97,6 +105,29 @@ def test_preset_passthrough_switches_everything_off() -> None:
     assert (method.default_timeout_s, method.max_timeout_s, method.attempt_timeout_s) == (None, None, None)
     assert (policy.budget, policy.throttling, policy.admission) == (None, None, WIDE_OPEN)
     assert policy.breakers == {}
+
+
+def test_preset_payments_repeats_what_may_have_been_executed_only_with_a_key() -> None:
+    policy = load_policy("payments", TARGET)
+    method = policy.method_policy("a.B/C")
+    assert (method.safety, method.key_required) == (Safety.KEYED, False)
+    assert (method.retry.max_attempts, method.retry.retryable_codes) == (3, {Code.UNAVAILABLE})
+    assert (method.attempt_timeout_s, method.default_timeout_s, method.max_timeout_s) == (10, 30, 120)
+    assert policy.budget == RetryBudgetPolicy(ratio=0.1, burst=10)
+    assert policy.breakers == {"": BreakerPolicy()}
+    assert policy.adaptive_throttle == ThrottlePolicy()
+    assert policy.admission == AdmissionPolicy(queue_capacity=500)
+
+
+def test_preset_read_heavy_repeats_quickly_and_finds_its_own_limit() -> None:
+    policy = load_policy("read-heavy", TARGET)
+    method = policy.method_policy("a.B/C")
+    assert method.safety is Safety.NO_SIDE_EFFECTS
+    assert (method.retry.max_attempts, method.retry.initial_backoff_s) == (4, 0.025)
+    assert (method.attempt_timeout_s, method.default_timeout_s) == (1, 5)
+    assert policy.admission.limit.kind is LimitKind.GRADIENT
+    assert policy.adaptive_throttle == ThrottlePolicy()
+    assert policy.budget == RetryBudgetPolicy(ratio=0.2, burst=10)
 
 
 def test_preset_payments_demo_knows_which_payments_may_be_repeated() -> None:

