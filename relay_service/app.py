@@ -27,6 +27,7 @@ from relay_service.control.names import FORWARDED_SERVICES
 from relay_service.control.server import ControlPlane, ControlSettings
 from relay_service.core.breakers import BreakerView
 from relay_service.core.criticality import Criticality
+from relay_service.core.hedge import HedgingState
 from relay_service.core.policy import RelayPolicy, UpstreamPolicy
 from relay_service.core.throttle import ThrottleState
 from relay_service.envelope import EnvelopeOpener
@@ -38,6 +39,7 @@ from relay_service.telemetry.adaptive_throttle import ThrottleCollector
 from relay_service.telemetry.breakers import BreakerCollector
 from relay_service.telemetry.callers import CallersCollector
 from relay_service.telemetry.exposition import AdmissionCollector
+from relay_service.telemetry.hedging import HedgingCollector
 from relay_service.telemetry.log_stream import BackgroundStream
 from relay_service.telemetry.logs import configure_logging
 from relay_service.telemetry.observer import Telemetry
@@ -117,10 +119,12 @@ class App:
             now=time.monotonic,
             rng=rng,
             own_services=self._own_services,
+            hedge_upstreams=self.fleet.hedge_lanes,
         )
         self.telemetry.registry.register(AdmissionCollector(self.relay.admission.state))
         self.telemetry.registry.register(BreakerCollector(self._breakers))
         self.telemetry.registry.register(ThrottleCollector(self._throttles))
+        self.telemetry.registry.register(HedgingCollector(self._hedging))
         self.keeper = PolicyKeeper(policy, partial(candidate_of, settings), self.adopt)
         self.telemetry.registry.register(PolicyCollector(lambda: self.keeper.status))
         opener = EnvelopeOpener(self.relay, self.fleet.catalog)
@@ -133,6 +137,7 @@ class App:
             time.monotonic,
             callers=self.listener.status,
             policy=lambda: self.keeper.status,
+            hedge_lanes=self.fleet.hedge_lanes,
         )
         self.control = ControlPlane(
             ControlSettings(admin_address=settings.admin_listen),
@@ -185,6 +190,10 @@ class App:
         now = time.monotonic()
         return {name: throttles.states(now) for name, throttles in self.relay.throttles.items()}
 
+    def _hedging(self) -> dict[str, HedgingState]:
+        hedging = self.relay.hedging if self.relay.policy.hedges else {}
+        return {name: one.state() for name, one in hedging.items()}
+
     @property
     def addresses(self) -> Addresses:
         """Where it listens; complete once it runs."""
@@ -229,7 +238,11 @@ class App:
         """Put a policy into force: new upstreams are ready first, then everything changes between two
         calls, then what is not needed any more goes when its last call has gone."""
         members = await self.fleet.prepare(policy.upstreams)
-        left = self.relay.adopt(policy, {name: member.upstream for name, member in members.items()})
+        left = self.relay.adopt(
+            policy,
+            {name: member.upstream for name, member in members.items()},
+            {name: member.hedge_lane for name, member in members.items()},
+        )
         by_port = {destination.port: destination for destination in left}
         for member in self.fleet.switch(members):
             self.fleet.let_go(member, by_port[member.upstream])

@@ -15,6 +15,7 @@ from relay_service.config.problems import ConfigError, Problem
 from relay_service.control.descriptors import ReflectedMethods, UpstreamDescriptors
 from relay_service.core.policy import UpstreamPolicy
 from relay_service.destination import Destination
+from relay_service.hedge_lane import HedgeLane
 from relay_service.tls import RenewedContext, TlsError
 from relay_service.upstream import Upstream
 
@@ -27,7 +28,7 @@ LET_GO_S = 600.0
 nothing is kept for ever."""
 
 
-MakeUpstream = Callable[[str, UpstreamPolicy, ssl.SSLContext | None, Callable[[], None]], Upstream]
+MakeUpstream = Callable[[str, UpstreamPolicy, ssl.SSLContext | None, Callable[[], None] | None], Upstream]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,23 +39,31 @@ class Member:
     certificates: RenewedContext | None
     """What it is called with by TLS; None in cleartext."""
     upstream: Upstream
+    hedge_lane: HedgeLane
+    """Opens nothing before the first hedge."""
     descriptors: UpstreamDescriptors
+
+    async def close(self) -> None:
+        """Close all connections, at once."""
+        await asyncio.gather(self.upstream.close(0.0), self.hedge_lane.close(0.0))
 
 
 class Fleet:
     """All upstreams there are.
 
     ``make`` makes the upstream of a name, a policy and a TLS context; it is to call its last argument at
-    every new connection. State: the members by name, the same as two views that others keep and read, and
+    every new connection. State: the members by name, the same as views that others keep and read, and
     those that are being let go.
     """
 
     def __init__(self, make: MakeUpstream) -> None:
         self._make = make
         self._members: dict[str, Member] = {}
-        self._leaving: dict[asyncio.Task[None], Upstream] = {}
+        self._leaving: dict[asyncio.Task[None], Member] = {}
         self.upstreams: dict[str, Upstream] = {}
         """By name; always the same object, whatever the policy."""
+        self.hedge_lanes: dict[str, HedgeLane] = {}
+        """Likewise."""
         self.descriptors: list[UpstreamDescriptors] = []
         """Likewise."""
         self.catalog = ReflectedMethods(self.descriptors)
@@ -105,6 +114,8 @@ class Fleet:
         self._members = members
         self.upstreams.clear()
         self.upstreams.update({name: member.upstream for name, member in members.items()})
+        self.hedge_lanes.clear()
+        self.hedge_lanes.update({name: member.hedge_lane for name, member in members.items()})
         self.descriptors[:] = [member.descriptors for member in members.values()]
         self.catalog.follow(self.descriptors)
         return left
@@ -112,7 +123,7 @@ class Fleet:
     def let_go(self, member: Member, destination: Destination) -> None:
         """Close a member that is no longer in place as soon as the last call to it is over."""
         task = asyncio.create_task(_see_off(member, destination), name=f"drain {member.upstream.name}")
-        self._leaving[task] = member.upstream
+        self._leaving[task] = member
         task.add_done_callback(self._leaving.pop)
 
     @property
@@ -126,8 +137,7 @@ class Fleet:
         for task in leaving:
             task.cancel()
         await asyncio.gather(*leaving, return_exceptions=True)
-        upstreams = [*leaving.values(), *self.upstreams.values()]
-        await asyncio.gather(*(upstream.close(0.0) for upstream in upstreams))
+        await asyncio.gather(*(member.close() for member in (*leaving.values(), *self._members.values())))
 
     def _member(self, name: str, policy: UpstreamPolicy) -> Member:
         certificates = tls.calling(policy.tls) if policy.tls else None
@@ -135,7 +145,8 @@ class Fleet:
         descriptors = UpstreamDescriptors(name, policy.target, tls=policy.tls)
         # What comes back after an outage may be another version: its methods are asked for again.
         upstream = self._make(name, policy, context, descriptors.refresh_soon)
-        return Member(policy, certificates, upstream, descriptors)
+        lane = HedgeLane(self._make(name, policy, context, None))
+        return Member(policy, certificates, upstream, lane, descriptors)
 
 
 async def _begin(member: Member) -> None:
@@ -155,9 +166,9 @@ async def _see_off(member: Member, destination: Destination) -> None:
             await idle.wait()
     except TimeoutError:
         pass
-    await member.upstream.close(0.0)
+    await member.close()
 
 
 async def _end(member: Member) -> None:
     await member.descriptors.stop()
-    await member.upstream.close(0.0)
+    await member.close()

@@ -14,12 +14,13 @@ from typing import Protocol
 
 from relay_service import contract
 from relay_service.core.admission import Demand
-from relay_service.core.call import (
+from relay_service.core.call import Call
+from relay_service.core.events import (
     Aborted,
+    Action,
     Actions,
     AttemptDone,
     BackoffElapsed,
-    Call,
     CancelAttempt,
     Cancelled,
     DeadlinePassed,
@@ -44,6 +45,9 @@ from relay_service.ports import (
     Timers,
     UpstreamPort,
 )
+
+GIVEN_UP = "given up"
+"""The message of an attempt that the relay itself ended for another's sake."""
 
 
 class Host(Protocol):
@@ -74,10 +78,21 @@ class Plan:
     destination: Destination | None = None
     """What keeps the upstream there until the call is over; None for the relay's own services, which no
     limit holds back and no drain waits for."""
+    hedge_upstream: UpstreamPort | None = None
+    """The same service over connections of its own, for a call that may be hedged."""
+
+
+def took_too_long(plan: Plan) -> str:
+    """The message of an attempt that reached the policy's limit."""
+    return f"the attempt took longer than {plan.policy.attempt_timeout_s} s"
 
 
 class ForwardedCall:
-    """What both kinds share: events into the machine, its actions out to the transports and timers."""
+    """What both kinds share: events into the machine, its actions out to the transports and timers.
+
+    State: the main attempt under way, its number and its timer; how the upstream last answered; the timers of
+    the backoff and of the deadline.
+    """
 
     __slots__ = (
         "_attempt",
@@ -87,6 +102,7 @@ class ForwardedCall:
         "_end",
         "_host",
         "_machine",
+        "_number",
         "_observer",
         "_plan",
         "_reply",
@@ -99,6 +115,7 @@ class ForwardedCall:
         self._reply = reply
         self._observer = observer
         self._attempt: Attempt | None = None
+        self._number = 0
         self._end: AttemptEnd | None = None
         self._attempt_timer: TimerHandle | None = None
         self._backoff_timer: TimerHandle | None = None
@@ -125,7 +142,7 @@ class ForwardedCall:
         self._stop(Cancelled())
 
     def on_end(self, attempt: Attempt, end: AttemptEnd) -> None:
-        """The attempt under way ended by itself."""
+        """The main attempt under way ended by itself."""
         if attempt is self._attempt:
             self._attempt_over(end, self._host.now())
 
@@ -138,11 +155,9 @@ class ForwardedCall:
         self._stop(DeadlinePassed())
 
     def attempt_timed_out(self) -> None:
-        """The timer of the attempt under way."""
+        """The timer of the main attempt under way."""
         if self._attempt is not None:
-            self._give_attempt_up(
-                Code.UNAVAILABLE, f"the attempt took longer than {self._plan.policy.attempt_timeout_s} s"
-            )
+            self._give_attempt_up(Code.UNAVAILABLE, took_too_long(self._plan))
 
     def backoff_elapsed(self) -> None:
         """The timer of the wait before the next attempt."""
@@ -165,21 +180,29 @@ class ForwardedCall:
                     self._finish(verdict, now)
                 case WaitBackoff(until):
                     self._backoff_timer = self._host.timers.call_at(until, type(self).backoff_elapsed, self)
-                case CancelAttempt(code):
-                    self._give_attempt_up(code, "given up")
+                case CancelAttempt(number, code) if number == self._number:
+                    self._give_attempt_up(code, GIVEN_UP)
+                case _:
+                    self._act_on_hedge(action, now)
 
     def _start_attempt(self, number: int, timeout_s: float | None, now: float) -> None:
         plan = self._plan
-        metadata = [*plan.metadata, *self._observer.attempt_started(number, plan.upstream.name, now)]
-        if number > 1:
-            metadata.append((contract.PREVIOUS_ATTEMPTS, b"%d" % (number - 1)))
+        metadata = self._metadata(number, self._observer.attempt_started(number, plan.upstream.name, now))
         self._end = None
+        self._number = number
         attempt = self._attempt = plan.upstream.start(plan.method, metadata, timeout_s, self)
         if timeout_s is not None and (plan.deadline is None or now + timeout_s < plan.deadline):
             self._attempt_timer = self._host.timers.call_at(
                 now + timeout_s, type(self).attempt_timed_out, self
             )
         self._send_request(attempt)
+
+    def _metadata(self, number: int, trace: Headers) -> Headers:
+        """What attempt ``number`` carries."""
+        metadata = [*self._plan.metadata, *trace]
+        if number > 1:
+            metadata.append((contract.PREVIOUS_ATTEMPTS, b"%d" % (number - 1)))
+        return metadata
 
     def _give_attempt_up(self, code: Code, message: str) -> None:
         attempt = self._attempt
@@ -188,24 +211,33 @@ class ForwardedCall:
         self._attempt_over(AttemptEnd(delivery, code, message), self._host.now())
 
     def _attempt_over(self, end: AttemptEnd, now: float) -> None:
+        number, self._number = self._number, 0
+        done = self._done(number, end, responded=self._responded)
+        peer = self._attempt.peer if self._attempt is not None else ""
+        self._attempt = None
+        if self._attempt_timer is not None:
+            self._attempt_timer.cancel()
+            self._attempt_timer = None
+        self._tell_end(done, peer, end, now)
+        self._handle(done, now)
+
+    def _done(self, number: int, end: AttemptEnd, *, responded: bool) -> AttemptDone:
         failed = end.code is not Code.OK
-        done = AttemptDone(
+        return AttemptDone(
             end.delivery,
             end.code,
             end.message,
             pushback_s=contract.pushback_s(end.trailers) if failed and end.trailers else None,
-            responded=self._responded,
+            responded=responded,
             replayable=self._replayable,
+            number=number,
         )
-        peer = self._attempt.peer if self._attempt is not None else ""
-        self._attempt = None
-        self._end = end
-        if self._attempt_timer is not None:
-            self._attempt_timer.cancel()
-            self._attempt_timer = None
+
+    def _tell_end(self, done: AttemptDone, peer: str, end: AttemptEnd, now: float) -> None:
+        if end.delivery is Delivery.ANSWERED:
+            self._end = end
         evidence = self._machine.judgement_of(done).evidence
-        self._observer.attempt_ended(self._machine.attempts, peer, end, evidence, now)
-        self._handle(done, now)
+        self._observer.attempt_ended(done.number, peer, end, evidence, now)
 
     def _finish(self, verdict: Verdict, now: float) -> None:
         for timer in (self._deadline_timer, self._backoff_timer):
@@ -238,6 +270,10 @@ class ForwardedCall:
         raise NotImplementedError
 
     def _answer(self, verdict: Verdict) -> None:
+        raise NotImplementedError
+
+    def _act_on_hedge(self, action: Action, now: float) -> None:
+        """Carry out what concerns an attempt beside the main one; a stream never has any."""
         raise NotImplementedError
 
     def on_response_headers(self, attempt: Attempt, headers: Headers) -> None:

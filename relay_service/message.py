@@ -1,6 +1,7 @@
-"""One gRPC message as it stands on the wire: a prefix of five bytes, then the message itself."""
+"""A gRPC message as it stands on the wire: a prefix and the message; and a response held whole."""
 
 from relay_service.core.reason import Reason
+from relay_service.ports import Headers
 
 FRAME_PREFIX_BYTES = 5
 """gRPC's message prefix: one compressed flag, four bytes of length."""
@@ -54,3 +55,19 @@ def is_one_message(framed: bytes) -> bool:
 def frame(message: bytes) -> bytes:
     """One uncompressed gRPC message with its prefix."""
     return b"\0" + len(message).to_bytes(4) + message
+
+
+class HeldResponse:
+    """What an attempt was answered, held until it is known whether the caller gets it."""
+
+    __slots__ = ("chunks", "headers", "size_bytes")
+
+    def __init__(self) -> None:
+        self.headers: Headers | None = None
+        self.chunks: list[bytes] = []
+        self.size_bytes = 0
+
+    def add(self, data: bytes) -> None:
+        """Take more bytes."""
+        self.chunks.append(data)
+        self.size_bytes += len(data)

@@ -5,12 +5,14 @@ from collections.abc import Callable, Mapping
 
 from relay_service.control.sources import (
     Health,
+    HedgingStatus,
     PolicyStatus,
     QueueStatus,
     Stats,
     TelemetryStatus,
     UpstreamStatus,
 )
+from relay_service.hedge_lane import HedgeLane
 from relay_service.ports import CallersStatus
 from relay_service.relay import Relay
 from relay_service.telemetry.observer import Telemetry
@@ -32,11 +34,13 @@ class Overview:
         *,
         callers: Callable[[], CallersStatus],
         policy: Callable[[], PolicyStatus],
+        hedge_lanes: Mapping[str, HedgeLane],
     ) -> None:
         self.draining = False
         self._policy = policy
         self._relay = relay
         self._upstreams = upstreams
+        self._hedge_lanes = hedge_lanes
         self._telemetry = telemetry
         self._now = now
         self._callers = callers
@@ -78,6 +82,12 @@ class Overview:
             admission=admission.state(),
         )
 
+    def _hedging(self, name: str) -> HedgingStatus | None:
+        lane = self._hedge_lanes.get(name)
+        if lane is None or not self._relay.policy.hedges:
+            return None
+        return HedgingStatus(lane.connections, self._relay.hedging[name].state())
+
     def _upstream(self, name: str, upstream: Upstream, now: float) -> UpstreamStatus:
         throttles = self._relay.throttles.get(name)
         return UpstreamStatus(
@@ -92,4 +102,5 @@ class Overview:
             retry_budget=self._relay.gates[name].state(),
             breakers=self._relay.breakers.of_upstream(name, now),
             throttles=throttles.states(now) if throttles else {},
+            hedging=self._hedging(name),
         )

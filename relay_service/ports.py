@@ -204,6 +204,9 @@ class CallObserver(Protocol):
     def attempt_started(self, number: int, upstream: str, now: float) -> Headers:
         """Attempt ``number`` (from 1) begins; the result is the trace context to send with it."""
 
+    def hedge_started(self, number: int, upstream: str, now: float) -> Headers:
+        """Attempt ``number`` begins beside others of the call; the result is as in `attempt_started`."""
+
     def attempt_ended(self, number: int, peer: str, end: AttemptEnd, evidence: Evidence, now: float) -> None:
         """Attempt ``number`` is over."""
 

@@ -8,6 +8,7 @@ the headers is decided there, before anything is allocated for the call.
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from random import Random
+from types import MappingProxyType
 
 from relay_service import contract
 from relay_service.core.admission import Admission, Demand, Offer
@@ -16,6 +17,8 @@ from relay_service.core.breakers import Breakers
 from relay_service.core.budget import RetryGate
 from relay_service.core.call import Call
 from relay_service.core.evidence import Safety
+from relay_service.core.hedge import Hedging
+from relay_service.core.hedged import Hedges
 from relay_service.core.limit import LoadSign
 from relay_service.core.policy import NO_RETRY, MethodPolicy, RelayPolicy, RetryPolicy
 from relay_service.core.reason import Reason
@@ -62,8 +65,9 @@ class Relay:
     """Decides about every call; owns admission, the retry gates and the breakers.
 
     ``own_services`` names the services answered by the control plane and the upstream that leads there.
-    ``now`` and ``rng`` come from the composition root, so that nothing below reads a clock or draws
-    on its own.
+    ``hedge_upstreams`` are the same upstreams by name, over connections of their own; a call to one that
+    is not there is never hedged. ``now`` and ``rng`` come from the composition root, so that nothing below
+    reads a clock or draws on its own.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class Relay:
         now: Callable[[], float],
         rng: Random,
         own_services: Mapping[str, UpstreamPort],
+        hedge_upstreams: Mapping[str, UpstreamPort] = MappingProxyType({}),
     ) -> None:
         self.timers = timers
         self.now = now
@@ -86,10 +91,13 @@ class Relay:
         self._observer = observer
         self._rng = rng
         self._admission: Admission[UnaryCall] = Admission(policy.admission, now())
-        self._destinations = {name: Destination(upstreams[name]) for name in policy.upstreams}
+        self._destinations = {
+            name: Destination(upstreams[name], hedge_upstreams.get(name)) for name in policy.upstreams
+        }
         self._gates = {name: RetryGate(policy.budget, policy.throttling, now()) for name in policy.upstreams}
         self._breakers = Breakers(policy, now())
         self._throttles = _throttles(policy, {}, now())
+        self._hedging = {name: Hedging() for name in policy.upstreams}
         self._own_gate = RetryGate(None, None, now())
         self._in_flight = 0
         self._held_bytes = 0
@@ -119,6 +127,11 @@ class Relay:
         return self._throttles
 
     @property
+    def hedging(self) -> Mapping[str, Hedging]:
+        """What was learned of each upstream's methods, and what became of the hedges."""
+        return self._hedging
+
+    @property
     def in_flight(self) -> int:
         """Calls that have no verdict yet."""
         return self._in_flight
@@ -133,7 +146,12 @@ class Relay:
         """What new calls are judged by."""
         return self._policy
 
-    def adopt(self, policy: RelayPolicy, upstreams: Mapping[str, UpstreamPort]) -> list[Destination]:
+    def adopt(
+        self,
+        policy: RelayPolicy,
+        upstreams: Mapping[str, UpstreamPort],
+        hedge_upstreams: Mapping[str, UpstreamPort] = MappingProxyType({}),
+    ) -> list[Destination]:
         """Judge new calls by another policy from now on; those under way keep the one they began with.
 
         What has been learned of an upstream stays with it as long as its name, its target and the part
@@ -149,11 +167,14 @@ class Relay:
         ]
         self._gates = {name: self._gate(policy, name, name in same, now) for name in policy.upstreams}
         self._breakers = Breakers(policy, now, self._breakers.of(same))
+        learned = {name: self._hedging[name] for name in same}
+        self._hedging = {name: learned.get(name) or Hedging() for name in policy.upstreams}
         self._throttles = _throttles(policy, {name: self._throttles.get(name) for name in same}, now)
         left = self._destinations
         kept = {name: one for name, one in left.items() if upstreams.get(name) is one.port}
         self._destinations = {
-            name: kept.get(name) or Destination(upstreams[name]) for name in policy.upstreams
+            name: kept.get(name) or Destination(upstreams[name], hedge_upstreams.get(name))
+            for name in policy.upstreams
         }
         self._policy = policy
         self._admission.adopt(policy.admission, now)
@@ -247,6 +268,7 @@ class Relay:
             deadline,
             Demand(criticality, deadline),
             destination,
+            destination.hedge_port,
         )
         machine = Call(
             policy.retry if hops == 0 else _single_attempt(policy.retry),
@@ -259,6 +281,7 @@ class Relay:
             streaming=not unary,
             breaker=breaker,
             throttle=throttle,
+            hedges=self._hedges(plan, upstream) if unary and hops == 0 else None,
         )
         if unary:
             self._admit_unary(plan, now)
@@ -271,6 +294,16 @@ class Relay:
         call = StreamCall(self, plan, machine, reply, observer)
         call.begin(now)
         return call
+
+    def _hedges(self, plan: Plan, upstream: str) -> Hedges | None:
+        """What the call needs to be hedged, when its policy wants that.
+
+        A call that came through another relay is left to that one, as with retries.
+        """
+        policy = plan.policy.hedging
+        if policy is None or plan.hedge_upstream is None:
+            return None
+        return Hedges(self._hedging[upstream], plan.method, policy)
 
     def _check_breaker(self, breaker: CircuitBreaker | None, now: float) -> None:
         """Refuse at the headers what the breaker would refuse later, before it costs anything."""
@@ -303,6 +336,10 @@ class Relay:
         if offer.displaced is not None:
             offer.displaced.shed(Reason.SHED_BY_CRITICALITY, now)
         return offer
+
+    def take_spare_worker(self) -> bool:
+        """A worker for what is not worth waiting for."""
+        return self._admission.take_spare()
 
     def give_worker_back(self, outcome: LoadSign, held_s: float, now: float) -> None:
         """Count the attempt's end, and hand the worker on."""

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from relay_service.core.call import AnswerBegan, Begin, Call, State
+from relay_service.core.call import Call, State
+from relay_service.core.events import AnswerBegan, Begin
 from relay_service.core.verdict import Verdict
 from relay_service.forwarding import ForwardedCall, Host, Plan
 from relay_service.ports import Attempt, CallObserver, Headers, Reply

@@ -3,23 +3,31 @@
 from typing import Protocol
 
 from relay_service.core.admission import Admitted, Offer
-from relay_service.core.call import (
+from relay_service.core.call import Call, State
+from relay_service.core.events import (
     Aborted,
+    Action,
     AttemptDone,
     BackoffElapsed,
     Begin,
-    Call,
+    CancelAttempt,
     DeadlinePassed,
     Event,
+    HedgeDue,
+    HedgeUnserved,
     RetryRefused,
-    State,
+    StartHedge,
+    WaitHedge,
 )
+from relay_service.core.evidence import Delivery
 from relay_service.core.limit import LoadSign, load_sign_of
 from relay_service.core.reason import Reason
+from relay_service.core.status import Code
 from relay_service.core.verdict import Origin, Verdict
-from relay_service.forwarding import ForwardedCall, Host, Plan
-from relay_service.message import FRAME_PREFIX_BYTES, Collector
-from relay_service.ports import Attempt, CallObserver, Headers, Reply
+from relay_service.forwarding import GIVEN_UP, ForwardedCall, Host, Plan, took_too_long
+from relay_service.hedge_attempt import HedgeAttempt
+from relay_service.message import FRAME_PREFIX_BYTES, Collector, HeldResponse
+from relay_service.ports import Attempt, AttemptEnd, CallObserver, Headers, Reply, TimerHandle
 
 
 class UnaryHost(Host, Protocol):
@@ -28,6 +36,9 @@ class UnaryHost(Host, Protocol):
     def take_worker(self, call: "UnaryCall") -> "Offer[UnaryCall]":
         """Ask for a worker; when QUEUED, `UnaryCall.worker_granted` or `UnaryCall.shed` follows, or
         `leave_queue` ends it."""
+
+    def take_spare_worker(self) -> bool:
+        """Ask for a worker that is free and that no call waits for."""
 
     def give_worker_back(self, outcome: LoadSign, held_s: float, now: float) -> None:
         """The worker, held for so long, is free for the next in the queue."""
@@ -51,18 +62,20 @@ class UnaryHost(Host, Protocol):
 class UnaryCall(ForwardedCall):
     """One message each way, both held whole; at most ``max_message_bytes`` each.
 
-    State beyond the shared: the request in the making and whole, the response so far, and what the call
-    has of the relay: a place in the queue, a worker, room for its request.
+    State beyond the shared: the request in the making and whole, the main attempt's response so far and that
+    of the attempt that was answered last, what the call has of the relay (a place in the queue, a worker,
+    room for its request), the hedges under way by number, and the timer of the next.
     """
 
     __slots__ = (
+        "_answered_with",
         "_collector",
+        "_hedge_timer",
+        "_hedges",
         "_held_bytes",
         "_in_queue",
         "_request",
         "_response",
-        "_response_bytes",
-        "_response_headers",
         "_worker_since",
     )
 
@@ -75,11 +88,11 @@ class UnaryCall(ForwardedCall):
         self._collector = Collector(plan.policy.max_message_bytes)
         self._request: bytes | None = None
         self._held_bytes = 0
-        self._response: list[bytes] = []
-        self._response_bytes = 0
-        self._response_headers: Headers | None = None
+        self._response = self._answered_with = HeldResponse()
         self._in_queue = False
         self._worker_since: float | None = None
+        self._hedges: dict[int, HedgeAttempt] | None = None
+        self._hedge_timer: TimerHandle | None = None
 
     # The request --------------------------------------------------------------------------------
 
@@ -162,6 +175,7 @@ class UnaryCall(ForwardedCall):
             super()._handle(event, now)
         finally:
             since = self._worker_since
+            # Of the main attempt: those of hedges take another way.
             if since is not None and isinstance(event, AttemptDone):
                 self._worker_since = None
                 self._host.give_worker_back(load_sign_of(event.delivery, event.code), now - since, now)
@@ -174,7 +188,7 @@ class UnaryCall(ForwardedCall):
         self._held_bytes = 0
         super()._finish(verdict, now)
 
-    # The attempt and its answer -----------------------------------------------------------------
+    # The main attempt ---------------------------------------------------------------------------
 
     @property
     def _replayable(self) -> bool:
@@ -182,35 +196,114 @@ class UnaryCall(ForwardedCall):
 
     @property
     def _responded(self) -> bool:
-        return self._response_bytes > 0
+        return self._response.size_bytes > 0
 
     def _send_request(self, attempt: Attempt) -> None:
-        self._response_headers = None
-        self._response.clear()
-        self._response_bytes = 0
+        if self._number > 1:
+            self._response = HeldResponse()
         attempt.send_data(self._request or b"", end=True)
 
     def on_response_headers(self, attempt: Attempt, headers: Headers) -> None:
         """Keep them until the verdict."""
         if attempt is self._attempt:
-            self._response_headers = headers
+            self._response.headers = headers
 
     def on_response_data(self, attempt: Attempt, data: bytes) -> None:
         """Keep it until the verdict, up to the policy's limit."""
         if attempt is not self._attempt:
             return
-        self._response.append(data)
-        self._response_bytes += len(data)
+        self._response.add(data)
         attempt.consumed(len(data))
-        if self._response_bytes > self._plan.policy.max_message_bytes + FRAME_PREFIX_BYTES:
-            self._stop(Aborted(Reason.MESSAGE_TOO_LARGE))
+        if self._response.size_bytes > self._response_bytes_max:
+            self.response_too_large()
+
+    @property
+    def _response_bytes_max(self) -> int:
+        return self._plan.policy.max_message_bytes + FRAME_PREFIX_BYTES
+
+    def response_too_large(self) -> None:
+        """End the call: one attempt's answer exceeds what the policy allows."""
+        self._stop(Aborted(Reason.MESSAGE_TOO_LARGE))
 
     def on_attempt_drained(self, attempt: Attempt) -> None:
         """The request was queued in one piece: there is nothing to go on with."""
 
+    def _attempt_over(self, end: AttemptEnd, now: float) -> None:
+        if end.delivery is Delivery.ANSWERED:
+            self._answered_with = self._response
+        if self._hedge_timer is not None and not self._hedges:
+            self._call_hedge_off()
+        super()._attempt_over(end, now)
+
     def _answer(self, verdict: Verdict) -> None:
-        if verdict.origin is Origin.UPSTREAM and self._response_headers is not None:
-            self._reply.send_headers(self._response_headers)
-            for chunk in self._response:
+        response = self._answered_with
+        if verdict.origin is Origin.UPSTREAM and response.headers is not None:
+            self._reply.send_headers(response.headers)
+            for chunk in response.chunks:
                 self._reply.send_data(chunk)
         self._send_trailers(verdict)
+
+    # Hedges -------------------------------------------------------------------------------------
+
+    def _act_on_hedge(self, action: Action, now: float) -> None:
+        match action:
+            case WaitHedge(until):
+                self._call_hedge_off()
+                self._hedge_timer = self._host.timers.call_at(until, UnaryCall.hedge_due, self)
+            case StartHedge(number, timeout_s):
+                self._start_hedge(number, timeout_s, now)
+            case CancelAttempt(number, code) if self._hedges is not None:
+                self._hedges[number].give_up(code, GIVEN_UP)
+
+    def hedge_due(self) -> None:
+        """The timer of the next hedge."""
+        self._hedge_timer = None
+        now = self._host.now()
+        if not self._host.take_spare_worker():
+            self._handle(HedgeUnserved(), now)
+            return
+        attempts = self._machine.attempts
+        self._handle(HedgeDue(), now)
+        if self._machine.attempts == attempts:
+            self._host.worker_unused(now)
+
+    def _start_hedge(self, number: int, timeout_s: float | None, now: float) -> None:
+        plan = self._plan
+        upstream = plan.hedge_upstream
+        assert upstream is not None, "a call that may be hedged has where to"  # noqa: S101 (states that cannot be)
+        if self._hedges is None:
+            self._hedges = {}
+        hedge = self._hedges[number] = HedgeAttempt(self, number, self._response_bytes_max, now)
+        trace = self._observer.hedge_started(number, upstream.name, now)
+        hedge.attempt = upstream.start(plan.method, self._metadata(number, trace), timeout_s, hedge)
+        if timeout_s is not None and (plan.deadline is None or now + timeout_s < plan.deadline):
+            hedge.timer = self._host.timers.call_at(now + timeout_s, self._hedge_timed_out, hedge)
+        hedge.attempt.send_data(self._request or b"", end=True)
+
+    def _hedge_timed_out(self, hedge: HedgeAttempt) -> None:
+        hedge.give_up(Code.UNAVAILABLE, took_too_long(self._plan))
+
+    def hedge_over(self, hedge: HedgeAttempt, end: AttemptEnd) -> None:
+        """A hedge ended, by itself or because it was given up."""
+        hedges = self._hedges
+        if hedges is None or hedges.pop(hedge.number, None) is None:
+            return
+        now = self._host.now()
+        if hedge.timer is not None:
+            hedge.timer.cancel()
+        if end.delivery is Delivery.ANSWERED:
+            self._answered_with = hedge.response
+        if self._attempt is None and not hedges:
+            self._call_hedge_off()
+        done = self._done(hedge.number, end, responded=hedge.response.size_bytes > 0)
+        self._tell_end(done, hedge.peer, end, now)
+        try:
+            super()._handle(done, now)
+        finally:
+            self._host.give_worker_back(load_sign_of(end.delivery, end.code), now - hedge.worker_since, now)
+
+    def _call_hedge_off(self) -> None:
+        """None is due any more."""
+        if self._hedge_timer is not None:
+            self._hedge_timer.cancel()
+            self._hedge_timer = None

@@ -82,6 +82,8 @@ def report(stats: Stats) -> RenderableType:
         parts.append(_breakers(stats))
     if any(upstream.throttles for upstream in stats.upstreams):
         parts.append(_throttles(stats))
+    if any(upstream.HasField("hedging") for upstream in stats.upstreams):
+        parts.append(_hedging(stats))
     if stats.methods:
         parts.append(_methods(stats))
     if stats.calls.by_reason:
@@ -186,8 +188,25 @@ def _throttles(stats: Stats) -> Table:
     return table
 
 
+def _hedging(stats: Stats) -> Table:
+    table = _table("Hedging", "upstream", "connections", "started", "won", "cancelled", "held back")
+    for upstream in stats.upstreams:
+        hedging = upstream.hedging
+        held_back = {why: count for why, count in sorted(hedging.held_back.items()) if count}
+        table.add_row(
+            upstream.name,
+            str(hedging.connections),
+            str(hedging.started),
+            str(hedging.won),
+            str(hedging.cancelled),
+            ", ".join(f"{count} {why}" for why, count in held_back.items()) or "none",
+        )
+    return table
+
+
 def _methods(stats: Stats) -> Table:
-    table = _table("Methods", "method", "received", "ok", "attempts", "retries", "p50", "p90", "p99")
+    columns = ("method", "received", "ok", "attempts", "retries", "hedges", "p50", "p90", "p99")
+    table = _table("Methods", *columns)
     for method in sorted(stats.methods, key=lambda m: (-m.received, m.method))[:METHODS_SHOWN_MAX]:
         table.add_row(method.method, *_method_numbers(method))
     if (left := len(stats.methods) - METHODS_SHOWN_MAX) > 0:
@@ -196,7 +215,7 @@ def _methods(stats: Stats) -> Table:
 
 
 def _method_numbers(method: MethodStats) -> tuple[str, ...]:
-    counts = (method.received, method.ok, method.attempts, method.retries)
+    counts = (method.received, method.ok, method.attempts, method.retries, method.hedges)
     latencies = (method.latency_p50, method.latency_p90, method.latency_p99)
     return (*(str(count) for count in counts), *(_time(latency) for latency in latencies))
 

@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from relay_service.client.failures import CallFailedError, Failure, FailureOf
@@ -12,19 +12,19 @@ from relay_service.config.document import read_document
 from relay_service.config.loading import ONLY_UPSTREAM, build_policy
 from relay_service.core.breakers import Breakers
 from relay_service.core.budget import RetryGate
-from relay_service.core.call import (
+from relay_service.core.call import Call
+from relay_service.core.criticality import DEFAULT_CRITICALITY
+from relay_service.core.events import (
     Actions,
     AttemptDone,
     BackoffElapsed,
     Begin,
-    Call,
     Cancelled,
     DeadlinePassed,
     Finish,
     StartAttempt,
     WaitBackoff,
 )
-from relay_service.core.criticality import DEFAULT_CRITICALITY
 from relay_service.core.evidence import Delivery, Evidence, Safety
 from relay_service.core.policy import MethodPolicy, RelayPolicy
 from relay_service.core.reason import Reason
@@ -176,8 +176,9 @@ class _Run(Generic[T]):
         actions = self._machine.handle(Begin(), self._now())
         while True:
             match actions:
-                case (StartAttempt(timeout_s=timeout_s),):
-                    actions = self._over(await self._attempt(timeout_s))
+                case (StartAttempt(number, timeout_s),):
+                    done = await self._attempt(timeout_s)
+                    actions = self._over(replace(done, number=number))
                 case (WaitBackoff(until),):
                     actions = await self._back_off(until)
                 case (Finish(verdict),):
@@ -214,7 +215,8 @@ class _Run(Generic[T]):
         """Give back what the attempt under way holds; nothing more is to be made."""
         now = self._now()
         self._machine.handle(Cancelled(), now)
-        self._machine.handle(AttemptDone(Delivery.UNANSWERED, Code.CANCELLED, ""), now)
+        number = self._machine.attempts
+        self._machine.handle(AttemptDone(Delivery.UNANSWERED, Code.CANCELLED, "", number=number), now)
 
     def _over(self, done: AttemptDone) -> Actions:
         self._last = done

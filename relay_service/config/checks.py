@@ -20,6 +20,7 @@ def _all(file: PolicyFile) -> Iterator[Contradiction]:
     yield from _names("methodConfig", file.method_config)
     yield from _names("relay.methods", file.relay.methods)
     yield from _backoffs(file)
+    yield from _retried_and_hedged(file)
     yield from _routes(file)
     yield from _reconnects(file)
     yield from _limit(file)
@@ -53,6 +54,16 @@ def _backoffs(file: PolicyFile) -> Iterator[Contradiction]:
                 found,
                 f'must be at least initialBackoff, "{least}"',
             )
+
+
+def _retried_and_hedged(file: PolicyFile) -> Iterator[Contradiction]:
+    for index, entry in enumerate(file.method_config):
+        if entry.retry_policy is not None and entry.hedging_policy is not None:
+            allowed = (
+                "must not stand beside retryPolicy: gRPC takes one of the two (gRFC A6); "
+                "hedging in relay.methods goes with retries"
+            )
+            yield f"methodConfig[{index}].hedgingPolicy", "got both", allowed
 
 
 def _routes(file: PolicyFile) -> Iterator[Contradiction]:

@@ -10,7 +10,6 @@ from pydantic_core import ErrorDetails
 from relay_service.config.problems import Problem, json_path, shown
 
 GRPC_FIELDS_WITHOUT_EFFECT = {
-    "hedgingPolicy": "hedging is not supported yet: remove it (gRPC in Python silently ignores it)",
     "waitForReady": "not supported: an attempt without a connection ends as UNAVAILABLE and is retried",
     "maxRequestMessageBytes": "not supported: set maxMessageBytes in relay.methods",
     "maxResponseMessageBytes": "not supported: set maxMessageBytes in relay.methods",
@@ -20,7 +19,7 @@ GRPC_FIELDS_WITHOUT_EFFECT = {
 }
 """What a gRPC service config may hold and the relay does not act on; ignoring it would be a lie."""
 
-_MISPLACED_AT_ROOT = ("name", "timeout", "retryPolicy")
+_MISPLACED_AT_ROOT = ("name", "timeout", "retryPolicy", "hedgingPolicy")
 
 
 def problems_of(error: ValidationError, where: str, model: type[BaseModel]) -> Iterator[Problem]:

@@ -12,9 +12,23 @@ from relay_service.config.document import Document, layers
 from relay_service.config.durations import format_duration
 from relay_service.config.loading import build_policy
 from relay_service.config.merge import widening
-from relay_service.config.schema import MethodBlock, MethodConfig, PolicyFile, RetryBlock
+from relay_service.config.schema import (
+    GrpcHedgingBlock,
+    MethodBlock,
+    MethodConfig,
+    PolicyFile,
+    RetryBlock,
+)
+from relay_service.core.budget import HEDGE_RESERVE
 from relay_service.core.evidence import DEFINITE_CODES, Safety
-from relay_service.core.policy import BreakerPolicy, MethodPolicy, RelayPolicy, RetryPolicy
+from relay_service.core.policy import (
+    BreakerPolicy,
+    HedgePolicy,
+    MethodPolicy,
+    RelayPolicy,
+    RetryBudgetPolicy,
+    RetryPolicy,
+)
 from relay_service.core.status import Code
 
 GRPC_MAX_ATTEMPTS = 5
@@ -59,6 +73,16 @@ class Rule(StrEnum):
     """A method made safe to repeat that is not repeated."""
     RETRIES_EXECUTED_WORK = "retries-executed-work"
     """Retryable codes that often follow the effect."""
+    GRPC_HEDGING = "grpc-hedging"
+    """A ``hedgingPolicy``, which gRPC in Python ignores."""
+    HEDGING_WITHOUT_EFFECT = "hedging-without-effect"
+    """Hedging of methods that are never hedged."""
+    HEDGING_TOO_LATE = "hedging-too-late"
+    """A wait before the hedge that attempts do not live to see."""
+    HEDGING_UNBOUNDED = "hedging-unbounded"
+    """Hedging without a budget."""
+    HEDGING_UNPAID = "hedging-unpaid"
+    """A budget that never has enough for a hedge."""
     BREAKER_NEVER_OPENS = "breaker-never-opens"
     """A breaker with every limit off."""
     BREAKER_LIMIT_TOO_LATE = "breaker-limit-too-late"
@@ -93,6 +117,7 @@ def findings(document: Document, target: str) -> list[Finding]:
         *_read_by_grpc(document.content),
         *_nothing_retried(document, policy),
         *(found for entry in _entries(document.content) for found in _effects(*entry, policy)),
+        *_hedging(document.content, policy),
         *_breakers(document.content, policy),
         *_workers(document.content),
         *_unused(document.content, policy),
@@ -109,6 +134,8 @@ def _read_by_grpc(file: PolicyFile) -> Iterator[Finding]:
             yield Finding(Rule.GRPC_TIMEOUT, f"{here}.timeout", text)
         if entry.retry_policy is not None:
             yield from _retry_read_by_grpc(entry.retry_policy, f"{here}.retryPolicy")
+        if entry.hedging_policy is not None:
+            yield from _hedging_read_by_grpc(entry.hedging_policy, f"{here}.hedgingPolicy")
     if file.retry_throttling is not None and file.retry_throttling.token_ratio < GRPC_TOKEN_RATIO_STEP:
         text = "gRPC keeps three decimals, so a stock client would read 0"
         yield Finding(Rule.GRPC_TOKEN_RATIO, "retryThrottling.tokenRatio", text)
@@ -129,6 +156,13 @@ def _retry_read_by_grpc(retry: RetryBlock, here: str) -> Iterator[Finding]:
     if Code.RESOURCE_EXHAUSTED in retry.retryable_codes:
         text = "RESOURCE_EXHAUSTED may mean an oversized message: only pushback or RetryInfo makes it retried"
         yield Finding(Rule.RESOURCE_EXHAUSTED, f"{here}.retryableStatusCodes", text)
+
+
+def _hedging_read_by_grpc(hedging: GrpcHedgingBlock, here: str) -> Iterator[Finding]:
+    yield Finding(Rule.GRPC_HEDGING, here, "gRPC in Python silently ignores it; here it is kept")
+    if hedging.max_attempts > GRPC_MAX_ATTEMPTS:
+        text = f"a gRPC client silently makes it {GRPC_MAX_ATTEMPTS}; here {hedging.max_attempts} are made"
+        yield Finding(Rule.GRPC_MAX_ATTEMPTS, f"{here}.maxAttempts", text)
 
 
 def _nothing_retried(document: Document, policy: RelayPolicy) -> Iterator[Finding]:
@@ -199,6 +233,41 @@ def _of_safety(method: MethodPolicy) -> Iterator[tuple[Rule, str]]:
             Rule.RETRIES_EXECUTED_WORK,
             f"{names} often come after the effect, and a second attempt would repeat it",
         )
+
+
+def _hedging(file: PolicyFile, policy: RelayPolicy) -> Iterator[Finding]:
+    """What the file's own words on hedging come to."""
+    places: dict[str, str] = {}
+    for index, config in enumerate(file.method_config):
+        if config.hedging_policy is not None:
+            places |= {name.pattern: f"methodConfig[{index}].hedgingPolicy" for name in config.name}
+    for index, entry in enumerate(file.relay.methods):
+        if entry.hedging is not None:
+            places |= {name.pattern: f"relay.methods[{index}].hedging" for name in entry.name}
+    for pattern, path in places.items():
+        method = policy.methods[pattern]
+        if method.hedging is not None:  # unless it is switched off
+            found = _of_hedging(method, method.hedging, policy.budget)
+            yield from (Finding(rule, path, f"{pattern or 'every method'}: {text}") for rule, text in found)
+
+
+def _of_hedging(
+    method: MethodPolicy, hedging: HedgePolicy, budget: RetryBudgetPolicy | None
+) -> Iterator[tuple[Rule, str]]:
+    if method.safety is Safety.NONE:
+        text = "safety is NONE: a second execution would not be harmless, so nothing is hedged"
+        yield Rule.HEDGING_WITHOUT_EFFECT, text
+    elif method.unary is False:
+        yield Rule.HEDGING_WITHOUT_EFFECT, "unary is false: streams are never hedged"
+    attempt_s = method.attempt_timeout_s
+    if attempt_s is not None and hedging.min_delay_s >= attempt_s:
+        text = f"the wait of {_s(hedging.min_delay_s)} is never over: attemptTimeout is {_s(attempt_s)}"
+        yield Rule.HEDGING_TOO_LATE, text
+    if budget is None:
+        yield Rule.HEDGING_UNBOUNDED, "retryBudget is off: nothing bounds the load that hedges add"
+    elif budget.burst * (1 - HEDGE_RESERVE) < 1:
+        text = f"hedges leave half of retryBudget.burst ({budget.burst:g}) to retries: too little for one"
+        yield Rule.HEDGING_UNPAID, text
 
 
 def _breakers(file: PolicyFile, policy: RelayPolicy) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ from relay_service.config.addresses import parse_target
 from relay_service.config.document import Document, layers, read_document
 from relay_service.config.merge import Merged, merge
 from relay_service.config.problems import ConfigError, Problem, shown
-from relay_service.config.schema import MethodConfig, TlsBlock, UpstreamBlock
+from relay_service.config.schema import GrpcHedgingBlock, MethodConfig, TlsBlock, UpstreamBlock
 from relay_service.config.settings import Settings
 from relay_service.core.evidence import Safety
 from relay_service.core.policy import (
@@ -17,6 +17,7 @@ from relay_service.core.policy import (
     AdmissionPolicy,
     BreakerPolicy,
     CallersPolicy,
+    HedgePolicy,
     Jitter,
     LimitKind,
     LimitPolicy,
@@ -30,6 +31,9 @@ from relay_service.core.policy import (
     UpstreamPolicy,
     UpstreamTls,
 )
+
+HEDGE_RETRY_MIN_S = 0.001
+"""Where a ``hedgingPolicy`` has no delay; a wait of nothing would be a loop."""
 
 ONLY_UPSTREAM = "upstream"
 """What the one upstream is called when no file names any."""
@@ -121,8 +125,15 @@ def _method_policy(merged: Merged, pattern: str) -> MethodPolicy:
     given = dict(merged.fields_of(pattern))
     jitter = Jitter(given.pop("jitter", Jitter.FULL.value))
     safety = given.pop("safety", None)
+    hedging = _hedging_of_grpc(config)
+    if "hedging" in given:
+        block = given.pop("hedging")
+        hedging = HedgePolicy(**block.fields_given()) if block is not None else None
     policy = MethodPolicy(
-        **given, safety=Safety(safety) if safety else None, retry=_retry(config, jitter, merged.off)
+        **given,
+        safety=Safety(safety) if safety else None,
+        retry=_retry(config, jitter, merged.off),
+        hedging=hedging,
     )
     if config is not None and config.timeout_s is not None:
         policy = _with_grpc_timeout(policy, config.timeout_s)
@@ -131,9 +142,13 @@ def _method_policy(merged: Merged, pattern: str) -> MethodPolicy:
 
 def _retry(config: MethodConfig | None, jitter: Jitter, off: frozenset[str]) -> RetryPolicy:
     """As in gRPC, nothing is retried where no entry says so."""
-    if "retry" in off or config is None or config.retry_policy is None:
+    if "retry" in off or config is None:
         return NO_RETRY
+    if config.hedging_policy is not None:
+        return _retry_of_hedging(config.hedging_policy, jitter)
     block = config.retry_policy
+    if block is None:
+        return NO_RETRY
     return RetryPolicy(
         max_attempts=block.max_attempts,
         initial_backoff_s=block.initial_backoff_s,
@@ -141,6 +156,35 @@ def _retry(config: MethodConfig | None, jitter: Jitter, off: frozenset[str]) -> 
         backoff_multiplier=block.backoff_multiplier,
         jitter=jitter,
         retryable_codes=frozenset(block.retryable_codes),
+    )
+
+
+def _retry_of_hedging(block: GrpcHedgingBlock, jitter: Jitter) -> RetryPolicy:
+    """When all attempts under way have failed and gRPC would hedge at once, the next is made as a retry.
+
+    The codes of a ``hedgingPolicy`` say what is worth another attempt, and not that nothing was executed.
+    """
+    wait_s = max(block.hedging_delay_s, HEDGE_RETRY_MIN_S)
+    return RetryPolicy(
+        max_attempts=block.max_attempts,
+        initial_backoff_s=wait_s,
+        max_backoff_s=wait_s,
+        backoff_multiplier=1.0,
+        jitter=jitter,
+        retryable_codes=frozenset(),
+    )
+
+
+def _hedging_of_grpc(config: MethodConfig | None) -> HedgePolicy | None:
+    """gRPC knows a fixed delay only."""
+    if config is None or config.hedging_policy is None:
+        return None
+    block = config.hedging_policy
+    return HedgePolicy(
+        max_attempts=block.max_attempts,
+        quantile=None,
+        min_delay_s=block.hedging_delay_s,
+        non_fatal_codes=frozenset(block.non_fatal_codes),
     )
 
 
@@ -152,6 +196,8 @@ def _with_grpc_timeout(policy: MethodPolicy, timeout_s: float) -> MethodPolicy:
 
 def _switched_off(off: frozenset[str]) -> dict[str, Any]:
     changes: dict[str, Any] = {}
+    if "hedging" in off:
+        changes["hedging"] = None
     if "attemptTimeout" in off:
         changes["attempt_timeout_s"] = None
     if "deadlines" in off:

@@ -15,9 +15,11 @@ from pydantic.alias_generators import to_camel
 from relay_service.config.addresses import parse_target
 from relay_service.config.durations import parse_duration
 from relay_service.core.policy import (
+    HEDGE_QUANTILE,
     AdmissionPolicy,
     BreakerPolicy,
     CallersPolicy,
+    HedgePolicy,
     MethodPolicy,
     RetryBudgetPolicy,
     ThrottlePolicy,
@@ -33,6 +35,7 @@ _BUDGET = RetryBudgetPolicy()
 _CALLERS = CallersPolicy()
 _BREAKER = BreakerPolicy()
 _THROTTLE = ThrottlePolicy()
+_HEDGING = HedgePolicy()
 
 
 def _duration(value: Any) -> float:
@@ -80,6 +83,7 @@ FileName = Annotated[str, Field(min_length=1, max_length=4096)]
 Ratio = Annotated[float, Field(gt=0, le=1)]
 Switch = Literal[
     "retry",
+    "hedging",
     "retryBudget",
     "retryThrottling",
     "adaptiveThrottle",
@@ -129,12 +133,21 @@ class RetryBlock(Block):
     retryable_codes: list[RetryableCode] = Field(alias="retryableStatusCodes")
 
 
+class GrpcHedgingBlock(Block):
+    """gRPC's ``hedgingPolicy``; ``maxAttempts`` may exceed 5."""
+
+    max_attempts: Annotated[int, Field(ge=2, le=100)]
+    hedging_delay_s: Duration = 0.0
+    non_fatal_codes: list[RetryableCode] = Field(default=[], alias="nonFatalStatusCodes")
+
+
 class MethodConfig(Block):
-    """An entry of gRPC's ``methodConfig``. Without a ``retryPolicy`` its methods are not retried."""
+    """An entry of gRPC's ``methodConfig``. Without one of the two policies nothing is repeated."""
 
     name: Names
     timeout_s: PositiveDuration | None = None
     retry_policy: RetryBlock | None = None
+    hedging_policy: GrpcHedgingBlock | None = None
 
 
 class ThrottlingBlock(Block):
@@ -161,6 +174,15 @@ class BreakerBlock(Block):
     ramp_s: PositiveDuration | None = Field(default=_BREAKER.ramp_s, alias="rampTime")
 
 
+class HedgingBlock(Block):
+    """The ``hedging`` of an entry of ``relay.methods``."""
+
+    quantile: Annotated[float, Field(ge=0.5, le=0.999)] = HEDGE_QUANTILE
+    min_delay_s: Duration = _HEDGING.min_delay_s
+    max_attempts: Annotated[int, Field(ge=2, le=10)] = _HEDGING.max_attempts
+    min_samples: Annotated[int, Field(ge=1, le=10_000)] = _HEDGING.min_samples
+
+
 class MethodBlock(Block):
     """An entry of ``relay.methods``: what gRPC has no words for."""
 
@@ -174,6 +196,7 @@ class MethodBlock(Block):
     jitter: Literal["none", "full", "equal", "decorrelated"] = "full"
     replay_buffer_bytes: Annotated[int, Field(ge=0, le=64 * 1024 * 1024)] = _METHOD.replay_buffer_bytes
     max_message_bytes: Annotated[int, Field(ge=1, le=1024 * 1024 * 1024)] = _METHOD.max_message_bytes
+    hedging: HedgingBlock | None = None
     breaker: BreakerBlock | None = None
 
 

@@ -12,6 +12,7 @@ from relay_service.core.admission import AdmissionState
 from relay_service.core.breakers import BreakerView
 from relay_service.core.budget import BudgetState
 from relay_service.core.criticality import Criticality
+from relay_service.core.hedge import HedgingState
 from relay_service.core.throttle import ThrottleState
 from relay_service.ports import CallersStatus
 from relay_service.telemetry.metrics import CallTotals, MethodStats
@@ -34,6 +35,15 @@ class QueueStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class HedgingStatus:
+    """The hedges of the calls to one upstream."""
+
+    connections: int
+    """Of their own, that may take hedges now."""
+    state: HedgingState
+
+
+@dataclass(frozen=True, slots=True)
 class UpstreamStatus:
     """The data plane's connections to one upstream."""
 
@@ -48,6 +58,8 @@ class UpstreamStatus:
     last_error: str = ""
     retry_budget: BudgetState = field(default_factory=lambda: BudgetState(0.0, 0.0, 0, 0))
     breakers: Sequence[BreakerView] = ()
+    hedging: HedgingStatus | None = None
+    """None when the policy hedges nothing."""
     throttles: Mapping[Criticality, ThrottleState] = field(default_factory=dict)
     """By class; empty when the policy has no adaptive throttle."""
 

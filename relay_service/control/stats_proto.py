@@ -9,6 +9,7 @@ from protos.relay.v1 import admin_pb2
 from relay_service.control.descriptors import UpstreamDescriptors
 from relay_service.control.sources import (
     Health,
+    HedgingStatus,
     PolicyStatus,
     QueueStatus,
     Stats,
@@ -120,6 +121,7 @@ def _method(method: MethodStats) -> admin_pb2.MethodStats:
         by_code=method.by_code,
         attempts=method.attempts,
         retries=method.retries,
+        hedges=method.hedges,
         latency_p50=duration(method.latency.quantile_s(0.50)),
         latency_p90=duration(method.latency.quantile_s(0.90)),
         latency_p99=duration(method.latency.quantile_s(0.99)),
@@ -167,6 +169,8 @@ def _upstream(upstream: UpstreamStatus, descriptors: UpstreamDescriptors | None)
             if state.requests or state.refused
         ],
     )
+    if upstream.hedging is not None:
+        message.hedging.CopyFrom(_hedging(upstream.hedging))
     if descriptors is not None:
         message.reflection = descriptors.state.value
         message.services.extend(descriptors.services())
@@ -207,6 +211,23 @@ def _breaker(view: BreakerView) -> admin_pb2.Breaker:
         probes_lost=status.probes_lost,
         stuck=status.stuck,
         late=status.late,
+    )
+
+
+def _hedging(hedging: HedgingStatus) -> admin_pb2.Hedging:
+    state = hedging.state
+    return admin_pb2.Hedging(
+        connections=hedging.connections,
+        started=state.started,
+        won=state.won,
+        cancelled=state.cancelled,
+        held_back={why.name: count for why, count in state.held_back.items()},
+        methods=[
+            admin_pb2.HedgedMethod(
+                method=learned.method, samples=learned.samples, quantile=duration(learned.quantile_s)
+            )
+            for learned in state.methods
+        ],
     )
 
 

@@ -229,6 +229,13 @@ class Admission(Generic[Ticket]):
         self._queued += 1
         return _QUEUED if displaced is None else Offer(Admitted.QUEUED, displaced=displaced)
 
+    def take_spare(self) -> bool:
+        """Take a worker that is free and that nobody waits for; give it back like any other."""
+        if self._queued or self._busy >= self._limit.limit:
+            return False
+        self._busy += 1
+        return True
+
     def release(self, outcome: LoadSign, held_s: float, now: float) -> None:
         """Give back a worker that was held for so long; ask `grant` who gets it until it says None."""
         self._drain.count(now)

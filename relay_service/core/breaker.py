@@ -202,6 +202,11 @@ class CircuitBreaker:
         self._refused += refuses
         return refuses
 
+    def is_calm(self, now: float) -> bool:
+        """Whether it is CLOSED and lets all through: what is only a bet may be tried."""
+        self._catch_up(now)
+        return self._state is BreakerState.CLOSED and self._share(now) >= 1.0
+
     def wait_s(self, now: float) -> float:
         """For how long every attempt is sure to be refused; 0 when one may be let through."""
         self._catch_up(now)

@@ -1,13 +1,19 @@
-"""What keeps retries from becoming a storm: every retry must be paid for by calls that came in.
+"""What keeps retries and hedges from becoming a storm: each must be paid for by calls that came in.
 
 Two gates that can stand together. `RetryBudget` bounds the load that retries add, whatever fails:
-in every window, retries <= ratio x first attempts + floor x seconds + burst. `RetryThrottle` is gRFC
-A6's ``retryThrottling``, which stops retrying while most calls fail.
+in every window, retries + hedges <= ratio x first attempts + floor x seconds + burst. `RetryThrottle` is
+gRFC A6's ``retryThrottling``, which stops retrying while most calls fail.
+
+Hedges come second: a retry answers a failure, a hedge only bets on a faster answer. So a hedge may not
+take the budget below `HEDGE_RESERVE`.
 """
 
 from dataclasses import dataclass
 
 from relay_service.core.policy import RetryBudgetPolicy, RetryThrottling
+
+HEDGE_RESERVE = 0.5
+"""The share of the burst that hedges leave for retries; gRFC A6 stops at half of its tokens too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +49,12 @@ class RetryBudget:
         """A call's first attempt pays ``ratio`` tokens in."""
         self._tokens = min(self._policy.burst, self._tokens + self._policy.ratio)
 
-    def withdraw(self, now: float) -> bool:
-        """Take one token for a retry, if there is one."""
+    def withdraw(self, now: float, keep: float = 0.0) -> bool:
+        """Take one token, if at least ``keep`` are left then."""
         earned = max(0.0, now - self._filled_at) * self._policy.floor_per_s
         self._tokens = min(self._policy.burst, self._tokens + earned)
         self._filled_at = now
-        if self._tokens < 1.0:
+        if self._tokens < 1.0 + keep:
             return False
         self._tokens -= 1.0
         return True
@@ -80,9 +86,9 @@ class RetryThrottle:
 
 
 class RetryGate:
-    """The one place that every retry of an upstream must pass; it owns both gates and counts decisions."""
+    """The one place that every retry and hedge of an upstream must pass; it owns both gates."""
 
-    __slots__ = ("_budget", "_granted", "_max_tokens", "_refused", "_throttle", "policies")
+    __slots__ = ("_budget", "_granted", "_hedges_keep", "_max_tokens", "_refused", "_throttle", "policies")
 
     def __init__(
         self, budget: RetryBudgetPolicy | None, throttling: RetryThrottling | None, now: float
@@ -91,6 +97,7 @@ class RetryGate:
         """What it was made from."""
         self._budget = RetryBudget(budget, now) if budget else None
         self._max_tokens = budget.burst if budget else 0.0
+        self._hedges_keep = HEDGE_RESERVE * self._max_tokens
         self._throttle = RetryThrottle(throttling) if throttling else None
         self._granted = 0
         self._refused = 0
@@ -107,8 +114,15 @@ class RetryGate:
 
     def allow_retry(self, now: float) -> bool:
         """Charge one retry, before its backoff. False means that the call ends here."""
+        return self._charge(now, keep=0.0)
+
+    def allow_hedge(self, now: float) -> bool:
+        """Charge one hedge. False means that the call goes on without."""
+        return self._charge(now, keep=self._hedges_keep)
+
+    def _charge(self, now: float, keep: float) -> bool:
         allowed = (self._throttle is None or self._throttle.open) and (
-            self._budget is None or self._budget.withdraw(now)
+            self._budget is None or self._budget.withdraw(now, keep)
         )
         if allowed:
             self._granted += 1

@@ -1,21 +1,50 @@
 """One call's life as a state machine: events in, actions out, no I/O and no clock.
 
     READY --Begin--> ATTEMPTING --AttemptDone--> BACKING_OFF --BackoffElapsed--> ATTEMPTING ...
-                         |                           |
-                         +--------- Finish ----------+--> DONE
+                       |      |                       |
+                       |   answered beside others     |
+                       |      |                       |
+                       |   SETTLING (they are given up)
+                       |      |                       |
+                       +------+----- Finish ----------+--> DONE
+
+Most calls have one attempt under way, the main one: the first, or a retry of it. A call that is hedged has
+others beside it (`relay_service.core.hedged`). The first answer that another attempt would not change ends
+the call, and whatever else is under way is given up before the caller hears; when one of several fails, the
+others go on; when the last of them has failed, the rules for retries apply.
 
 The shell around it carries the actions out and reports what happened as events. It owns the bytes, the
 timers of each attempt and the workers; the judgement is here. An attempt that is to be given up ends
 like any other: the shell cancels it, asks the transport what is known, and reports `AttemptDone`.
 """
 
-from dataclasses import dataclass
+import math
 from enum import Enum
 from random import Random
 
+from relay_service.core import told
 from relay_service.core.backoff import Backoff
 from relay_service.core.breaker import CircuitBreaker, Outcome, Permit, Work
 from relay_service.core.budget import RetryGate
+from relay_service.core.events import (
+    Aborted,
+    Actions,
+    AnswerBegan,
+    AttemptDone,
+    BackoffElapsed,
+    Begin,
+    CancelAttempt,
+    Cancelled,
+    DeadlinePassed,
+    Event,
+    Finish,
+    HedgeDue,
+    HedgeUnserved,
+    RetryRefused,
+    StartAttempt,
+    StartHedge,
+    WaitBackoff,
+)
 from relay_service.core.evidence import (
     SETTLING_CODES,
     Delivery,
@@ -26,103 +55,13 @@ from relay_service.core.evidence import (
     Safety,
     judge,
 )
+from relay_service.core.hedged import Hedges
 from relay_service.core.policy import RetryPolicy
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
 from relay_service.core.throttle import AdaptiveThrottle
+from relay_service.core.told import Told
 from relay_service.core.verdict import Fate, Origin, Verdict
-
-
-@dataclass(frozen=True, slots=True)
-class Begin:
-    """The call was admitted; a worker is there for its first attempt."""
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerBegan:
-    """The upstream began to answer the attempt under way; its end is still to come."""
-
-
-@dataclass(frozen=True, slots=True)
-class AttemptDone:
-    """The attempt under way ended."""
-
-    delivery: Delivery
-    code: Code
-    message: str
-    pushback_s: float | None = None
-    """When the upstream said to come back; negative means not at all."""
-    responded: bool = False
-    """Whether response messages came before the end."""
-    replayable: bool = True
-    """Whether another attempt could be made: the request is still whole and nothing was delivered."""
-
-
-@dataclass(frozen=True, slots=True)
-class BackoffElapsed:
-    """The wait before the next attempt is over and a worker is there for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class RetryRefused:
-    """The wait is over but no worker is to be had: the queue is full."""
-
-
-@dataclass(frozen=True, slots=True)
-class DeadlinePassed:
-    """The call's deadline is here."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cancelled:
-    """The caller went away."""
-
-
-@dataclass(frozen=True, slots=True)
-class Aborted:
-    """The shell cannot go on (no worker to be had, a message too large); ``reason`` says why."""
-
-    reason: Reason
-    pushback_s: float | None = None
-    """When the caller should return; None says nothing about it."""
-
-
-Event = (
-    Begin | AnswerBegan | AttemptDone | BackoffElapsed | RetryRefused | DeadlinePassed | Cancelled | Aborted
-)
-
-
-@dataclass(frozen=True, slots=True)
-class StartAttempt:
-    """Make attempt ``number`` (from 1) and give it up after ``timeout_s``; None leaves it without a limit."""
-
-    number: int
-    timeout_s: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class CancelAttempt:
-    """Give the attempt under way up and report `AttemptDone` with ``code`` and what the transport knows."""
-
-    code: Code
-
-
-@dataclass(frozen=True, slots=True)
-class WaitBackoff:
-    """Report `BackoffElapsed` at the monotonic time ``until``; hold no worker meanwhile."""
-
-    until: float
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """Answer the caller. Nothing follows."""
-
-    verdict: Verdict
-
-
-Action = StartAttempt | CancelAttempt | WaitBackoff | Finish
-Actions = tuple[Action, ...]
 
 DEADLINE_RACE_S = 0.02
 """A client whose deadline passes resets its stream, and that may arrive just before our own timer fires."""
@@ -133,19 +72,23 @@ class State(Enum):
 
     READY = "ready"
     ATTEMPTING = "attempting"
+    SETTLING = "settling"
     BACKING_OFF = "backing_off"
     DONE = "done"
 
 
 class Call:
-    """Retries by evidence, within the budget and the deadline, and the verdict that follows.
+    """Retries by evidence and hedges, within the budget and the deadline, and the verdict that follows.
 
     ``attempt_limit_s`` is None for calls whose attempts may last as long as the call (streams).
     ``deadline`` is monotonic seconds or None. ``breaker`` is asked before each attempt; None lets all
     through. ``throttle`` hears of each attempt and is asked before each retry: before the first attempt
-    the shell asks it, when the call arrives. State: where the call stands, the attempts made, the breaker's
-    permit for the one under way, the worst evidence so far, how the last attempt ended, and the verdict that
-    waits for a cancelled attempt.
+    the shell asks it, when the call arrives. ``hedges`` is None for calls that are not to be hedged; where a
+    second execution would do harm it is not used.
+
+    State: where the call stands, the attempts made, the main attempt under way (its number, 0 for none) and
+    the breaker's permit for it, the hedges, the worst evidence so far, how the last attempt ended (when
+    SETTLING: the answer), and why the call stops, while attempts are given up for that.
     """
 
     __slots__ = (
@@ -156,7 +99,9 @@ class Call:
         "_deadline",
         "_evidence",
         "_gate",
+        "_hedges",
         "_last",
+        "_main",
         "_may_repeat",
         "_pending",
         "_permit",
@@ -166,6 +111,7 @@ class Call:
         "_state",
         "_streaming",
         "_throttle",
+        "_won_by_hedge",
     )
 
     def __init__(
@@ -181,6 +127,7 @@ class Call:
         streaming: bool = False,
         breaker: CircuitBreaker | None = None,
         throttle: AdaptiveThrottle | None = None,
+        hedges: Hedges | None = None,
     ) -> None:
         self._retry = retry
         self._safety = safety
@@ -192,6 +139,8 @@ class Call:
         self._rng = rng
         self._breaker = breaker
         self._throttle = throttle
+        self._hedges = hedges if self._may_repeat else None
+        self._main = 0
         self._permit: Permit | None = None
         self._state = State.READY
         self._attempts = 0
@@ -199,6 +148,7 @@ class Call:
         self._last: AttemptDone | None = None
         self._backoff: Backoff | None = None
         self._pending: Event | None = None
+        self._won_by_hedge = False
 
     @property
     def state(self) -> State:
@@ -215,26 +165,34 @@ class Call:
         match event, self._state:
             case _, State.DONE:
                 return ()
-            case AttemptDone(), State.ATTEMPTING:
-                return self._attempt_done(event, now)
-            case Begin(), State.READY:
-                return self._start(now)
-            case BackoffElapsed(), State.BACKING_OFF:
+            case _, State.ATTEMPTING:
+                return self._while_attempting(event, now)
+            case AttemptDone(), State.SETTLING:
+                return self._loser_done(event, now) if self._is_under_way(event.number) else ()
+            case (Begin(), State.READY) | (BackoffElapsed(), State.BACKING_OFF):
                 return self._start(now)
             case RetryRefused(), State.BACKING_OFF:
                 return self._give_up(Reason.RETRIES_EXHAUSTED)
-            case ((DeadlinePassed() | Cancelled() | Aborted()), State.ATTEMPTING):
-                self._pending = event
-                late = isinstance(event, DeadlinePassed)
-                return (CancelAttempt(Code.DEADLINE_EXCEEDED if late else Code.CANCELLED),)
-            case ((DeadlinePassed() | Cancelled() | Aborted()), _):
+            case ((DeadlinePassed() | Cancelled() | Aborted()), State.READY | State.BACKING_OFF):
                 return self._stop(event)
-            case AnswerBegan(), State.ATTEMPTING:
-                if self._breaker is not None and self._permit is not None:
-                    self._breaker.answering(self._permit, now)
-                return ()
             case _:
                 return ()
+
+    def _while_attempting(self, event: Event, now: float) -> Actions:
+        match event:
+            case AttemptDone(number=number):
+                return self._attempt_done(event, now) if self._is_under_way(number) else ()
+            case HedgeDue() if self._hedges is not None and self._pending is None:
+                return self._hedge(self._hedges, now)
+            case HedgeUnserved() if self._hedges is not None:
+                self._hedges.unserved()
+            case AnswerBegan() if self._breaker is not None and self._permit is not None:
+                self._breaker.answering(self._permit, now)
+            case DeadlinePassed() | Cancelled() | Aborted():
+                self._pending = event
+                late = isinstance(event, DeadlinePassed)
+                return self._cancel_all(Code.DEADLINE_EXCEEDED if late else Code.CANCELLED)
+        return ()
 
     def _start(self, now: float) -> Actions:
         if self._is_past(now):
@@ -245,9 +203,13 @@ class Call:
                 return self._breaker_open(self._breaker, now)
         self._state = State.ATTEMPTING
         self._attempts += 1
+        self._main = self._attempts
         if self._attempts == 1:
             self._gate.first_attempt()
-        return (StartAttempt(self._attempts, self._attempt_timeout_s(now)),)
+        start = StartAttempt(self._attempts, self._attempt_timeout_s(now))
+        if self._hedges is None:
+            return (start,)
+        return (start, *self._hedges.main_started(self._attempts, now))
 
     def _attempt_timeout_s(self, now: float) -> float | None:
         if self._deadline is None:
@@ -255,32 +217,77 @@ class Call:
         left_s = max(0.0, self._deadline - now)
         return left_s if self._attempt_limit_s is None else min(left_s, self._attempt_limit_s)
 
+    # Attempts end -------------------------------------------------------------------------------
+
     def _attempt_done(self, done: AttemptDone, now: float) -> Actions:
+        permit = self._take_off(done.number)
         if self._throttle is not None:
             self._throttle.ended(done.delivery, done.code, now)
         if done.code is Code.OK and done.delivery is Delivery.ANSWERED:
-            self._settle(Outcome.SUCCESS, now)
+            self._settle(permit, Outcome.SUCCESS, now)
             self._gate.record(failed=False)
-            self._evidence = Evidence.DEFINITE
-            return self._finish(Code.OK, done.message, Origin.UPSTREAM, Fate.OK)
+            return self._answered(done, now)
         judgement = self.judgement_of(done)
-        self._settle(self._says_of_upstream(done, judgement, now), now)
+        self._settle(permit, self._says_of_upstream(done, judgement, now), now)
+        if self._pending is not None:
+            return self._given_up(done, judgement, now)
+        if judgement.repeat is not Repeat.NEVER:
+            self._gate.record(failed=True)
+        if self._decides(done, judgement):
+            return self._answered(done, now)
+        return self._failed(done, judgement, now)
+
+    def _failed(self, done: AttemptDone, judgement: Judgement, now: float) -> Actions:
+        """Without an answer that ends the call: the others may still bring one, else it may be repeated."""
+        self._note_evidence(done, judgement)
+        self._last = done
+        if self._hedges is not None:
+            self._hedges.failed(done.number, done.pushback_s, now)
+            if self._is_attempting:
+                return self._hedges.at_once(self._attempts, now)
+        return self._after_failure(done, judgement, now)
+
+    def _given_up(self, done: AttemptDone, judgement: Judgement, now: float) -> Actions:
+        """The call stops, which it does when nothing is under way any more."""
+        self._note_evidence(done, judgement)
+        self._last = done
+        if self._hedges is not None:
+            self._hedges.given_up(done.number, now)
+        assert self._pending is not None  # noqa: S101 (states that cannot be)
+        return () if self._is_attempting else self._stop(self._pending)
+
+    def _is_under_way(self, number: int) -> bool:
+        return number == self._main or (self._hedges is not None and number in self._hedges.under_way)
+
+    @property
+    def _is_attempting(self) -> bool:
+        return self._main > 0 or (self._hedges is not None and bool(self._hedges.under_way))
+
+    def _take_off(self, number: int) -> Permit | None:
+        """The attempt is not under way any more; its permit."""
+        if self._hedges is not None and number != self._main:
+            return self._hedges.ended(number)
+        permit, self._permit, self._main = self._permit, None, 0
+        return permit
+
+    def _settle(self, permit: Permit | None, outcome: Outcome, now: float) -> None:
+        if self._breaker is not None and permit is not None:
+            self._breaker.settle(permit, outcome, now)
+
+    def _decides(self, done: AttemptDone, judgement: Judgement) -> bool:
+        """Whether this answer, which is not OK, is the call's whatever the other attempts may say."""
+        if done.delivery is not Delivery.ANSWERED:
+            return False
+        if self._hedges is not None and self._hedges.is_fatal(done.code):
+            return True
+        return judgement.evidence is Evidence.DEFINITE
+
+    def _note_evidence(self, done: AttemptDone, judgement: Judgement) -> None:
         settled = self._safety is Safety.KEYED and done.code in SETTLING_CODES
         if settled and judgement.evidence is Evidence.DEFINITE:
             self._evidence = Evidence.DEFINITE
         else:
             self._evidence = max(self._evidence, judgement.evidence)
-        self._last = done
-        if self._pending is not None:
-            return self._stop(self._pending)
-        if judgement.repeat is not Repeat.NEVER:
-            self._gate.record(failed=True)
-        return self._after_failure(done, judgement, now)
-
-    def _settle(self, outcome: Outcome, now: float) -> None:
-        if self._breaker is not None and self._permit is not None:
-            self._breaker.settle(self._permit, outcome, now)
-            self._permit = None
 
     def _says_of_upstream(self, done: AttemptDone, judgement: Judgement, now: float) -> Outcome:
         """What an attempt that did not succeed tells the breaker.
@@ -314,7 +321,7 @@ class Call:
             return self._give_up(None)
         if not done.replayable or self._attempts >= self._retry.max_attempts:
             return self._give_up(Reason.RETRIES_EXHAUSTED)
-        delay_s = self._delay_s(done.pushback_s)
+        delay_s = self._delay_s(self._pushback_s(done, now))
         if delay_s is None or self._is_past(now + delay_s):
             return self._give_up(Reason.RETRIES_EXHAUSTED)
         if self._breaker is not None and self._breaker.wait_s(now) > delay_s:
@@ -339,33 +346,79 @@ class Call:
         self._backoff.reset()
         return pushback_s if pushback_s >= 0.0 else None
 
+    def _pushback_s(self, done: AttemptDone, now: float) -> float | None:
+        """What the upstream told this attempt, else what it told one that was under way beside it."""
+        if done.pushback_s is not None or self._hedges is None or self._hedges.come_back_at is None:
+            return done.pushback_s
+        wait_s = self._hedges.come_back_at - now
+        return max(0.0, wait_s) if math.isfinite(wait_s) else -1.0
+
+    # Several attempts at once -------------------------------------------------------------------
+
+    def _hedge(self, hedges: Hedges, now: float) -> Actions:
+        """Make another attempt beside what is under way, if everything allows it."""
+        if not hedges.may_start(self._gate, self._breaker, self._deadline, now):
+            return ()
+        permit = self._breaker.enter(Work.CALL, now) if self._breaker is not None else None
+        self._attempts += 1
+        hedges.started(self._attempts, permit)
+        start = StartHedge(self._attempts, self._attempt_timeout_s(now))
+        return (start, *hedges.next_after(self._attempts, now))
+
+    def _answered(self, done: AttemptDone, now: float) -> Actions:
+        """The call has its answer; what else is under way is given up before the caller hears."""
+        self._last = done
+        hedges = self._hedges
+        if hedges is None:
+            return self._conclude(done)
+        hedges.answered(done.number, now)
+        self._won_by_hedge = done.number in hedges.numbers
+        if not self._is_attempting:
+            return self._conclude(done)
+        self._state = State.SETTLING
+        return self._cancel_all(Code.CANCELLED)
+
+    def _loser_done(self, loser: AttemptDone, now: float) -> Actions:
+        """It was given up: neither breaker nor budget hear of it, but what it may have done counts."""
+        self._settle(self._take_off(loser.number), Outcome.IGNORED, now)
+        self._evidence = max(self._evidence, self.judgement_of(loser).evidence)
+        answer = self._last
+        assert self._hedges is not None and answer is not None  # noqa: S101, PT018 (states that cannot be)
+        self._hedges.given_up(loser.number, now)
+        return () if self._is_attempting else self._conclude(answer)
+
+    def _conclude(self, answer: AttemptDone) -> Actions:
+        """End with this answer, after all other attempts."""
+        if answer.code is Code.OK:
+            self._evidence = Evidence.DEFINITE
+            return self._end(Told(Code.OK, answer.message, Origin.UPSTREAM, Fate.OK))
+        self._note_evidence(answer, self.judgement_of(answer))
+        return self._give_up(None)
+
+    def _cancel_all(self, code: Code) -> Actions:
+        main = (CancelAttempt(self._main, code),) if self._main else ()
+        if self._hedges is None:
+            return main
+        return (*main, *(CancelAttempt(number, code) for number in self._hedges.under_way))
+
     def _give_up(self, reason: Reason | None) -> Actions:
         """End with the last attempt's status, unless what is known says something worse."""
         last = self._last
         assert last is not None, "a call gives up only after an attempt"  # noqa: S101 (states that cannot be)
-        if last.delivery is Delivery.ANSWERED and self.judgement_of(last).evidence >= self._evidence:
-            return self._finish(last.code, last.message, Origin.UPSTREAM, Fate.ERROR, reason)
-        if self._outcome_unknown:
-            return self._finish(
-                Code.UNKNOWN, _unknown(last.message), Origin.RELAY, Fate.ERROR, Reason.OUTCOME_UNKNOWN
-            )
-        origin = Origin.UPSTREAM if last.delivery is Delivery.ANSWERED else Origin.RELAY
-        return self._finish(last.code, last.message, origin, Fate.ERROR, reason)
+        says_worst = self.judgement_of(last).evidence >= self._evidence
+        return self._end(told.of_failure(last, reason, says_worst=says_worst, unknown=self._outcome_unknown))
 
     def _breaker_open(self, breaker: CircuitBreaker, now: float) -> Actions:
         return self._refused(Reason.BREAKER_OPEN, breaker.pushback_s(now, self._rng))
 
     def _refused(self, reason: Reason, pushback_s: float) -> Actions:
-        """End because no attempt may be made now; what an earlier one left open is worse and goes first."""
-        last = self._last
-        if last is not None and self._outcome_unknown:
-            return self._finish(
-                Code.UNKNOWN, _unknown(last.message), Origin.RELAY, Fate.ERROR, Reason.OUTCOME_UNKNOWN
-            )
-        code = reason.code or Code.UNKNOWN
-        return self._finish(
-            code, reason.meaning, Origin.RELAY, self._failure_fate, reason, pushback_s=pushback_s
-        )
+        """End because no attempt may be made now."""
+        unknown = self._outcome_unknown
+        return self._end(told.of_refusal(reason, self._last, pushback_s, unknown=unknown))
+
+    def _stop(self, why: Event) -> Actions:
+        """End for a reason that is not an attempt's answer."""
+        return self._end(told.of_stop(why, tried=self._attempts > 0, unknown=self._outcome_unknown))
 
     @property
     def _outcome_unknown(self) -> bool:
@@ -374,46 +427,18 @@ class Call:
         harmless = self._safety in (Safety.NO_SIDE_EFFECTS, Safety.IDEMPOTENT)
         return self._evidence is Evidence.AMBIGUOUS and not harmless
 
-    def _stop(self, why: Event) -> Actions:
-        """End for a reason that is not an attempt's answer."""
-        match why:
-            case Cancelled():
-                return self._finish(Code.CANCELLED, "the caller went away", Origin.RELAY, Fate.CANCELLED)
-            case Aborted(reason, pushback_s):
-                code = reason.code or Code.UNKNOWN
-                return self._finish(
-                    code, reason.meaning, Origin.RELAY, self._failure_fate, reason, pushback_s=pushback_s
-                )
-            case _:
-                return self._deadline_passed()
-
-    def _deadline_passed(self) -> Actions:
-        if self._outcome_unknown:
-            text = _unknown("the deadline passed first")
-            return self._finish(
-                Code.DEADLINE_EXCEEDED, text, Origin.RELAY, Fate.ERROR, Reason.OUTCOME_UNKNOWN
-            )
-        reason = Reason.DEADLINE_PASSED
-        return self._finish(Code.DEADLINE_EXCEEDED, reason.meaning, Origin.RELAY, self._failure_fate, reason)
-
-    @property
-    def _failure_fate(self) -> Fate:
-        return Fate.ERROR if self._attempts else Fate.REFUSED
-
-    def _finish(
-        self,
-        code: Code,
-        message: str,
-        origin: Origin,
-        fate: Fate,
-        reason: Reason | None = None,
-        *,
-        pushback_s: float | None = None,
-    ) -> Actions:
+    def _end(self, words: Told) -> Actions:
         self._state = State.DONE
-        evidence = self._evidence if self._attempts else None
-        return (Finish(Verdict(code, message, origin, fate, reason, evidence, self._attempts, pushback_s)),)
-
-
-def _unknown(message: str) -> str:
-    return f"the call may have been executed, its answer did not arrive: {message}"
+        verdict = Verdict(
+            words.code,
+            words.message,
+            words.origin,
+            words.fate,
+            words.reason,
+            self._evidence if self._attempts else None,
+            self._attempts,
+            words.pushback_s,
+            hedges=len(self._hedges.numbers) if self._hedges is not None else 0,
+            hedge_won=self._won_by_hedge,
+        )
+        return (Finish(verdict),)

@@ -1,6 +1,7 @@
 """How fast work goes: what the queue's promises about time are computed from."""
 
 import math
+from collections.abc import Sequence
 
 RATE_TIME_CONSTANT_S = 1.0
 """How far back the drain rate looks: older departures weigh 1/e less each second."""
@@ -34,30 +35,65 @@ class DrainRate:
         self._at = now
 
 
-class ServiceTime:
-    """How long an attempt holds its worker, learned from those that ended: the mean and one quantile.
+class LearnedQuantile:
+    """The duration that a share ``quantile`` of all stays below, in seconds; it forgets exponentially.
 
-    Both forget exponentially. The quantile is a stochastic approximation (Robbins and Monro, 1951) on the
-    logarithm: each observation moves the estimate by a few percent, up or down, so that it rests where
-    ``quantile`` of them lie below. Observations in seconds.
+    A stochastic approximation (Robbins and Monro, 1951) on the logarithm: each observation moves the
+    estimate by a few percent, up or down, so that it rests where ``quantile`` of them lie below. It asks
+    only on which side of the estimate an observation lies, so one that was cut short counts as well.
     """
 
-    __slots__ = ("_quantile", "mean_s", "observations", "quantile_s")
+    __slots__ = ("_quantile", "observations", "quantile_s")
 
     def __init__(self, quantile: float) -> None:
         self._quantile = quantile
         self.observations = 0
-        self.mean_s = 0.0
         self.quantile_s = 0.0
 
-    def observe(self, held_s: float) -> None:
-        """One attempt held its worker for so long."""
-        self.observations += 1
-        # The first few count alike; otherwise the very first would weigh twenty times its due.
-        weight = max(SERVICE_STEP, 1.0 / self.observations)
-        self.mean_s += weight * (held_s - self.mean_s)
-        if self.observations == 1:
-            self.quantile_s = held_s
+    def observe(self, took_s: float) -> None:
+        """One more."""
+        if self.observations == 0:
+            self.observations, self.quantile_s = 1, took_s
+        elif took_s < self.quantile_s:
+            self.count_below()
         else:
-            below = 1.0 if held_s < self.quantile_s else 0.0
-            self.quantile_s *= math.exp(weight * (self._quantile - below))
+            self.count_above()
+
+    def count_below(self) -> None:
+        """One more, that was shorter than the estimate."""
+        self._move(self._quantile - 1.0)
+
+    def count_above(self) -> None:
+        """One more, that was longer."""
+        self._move(self._quantile)
+
+    def _move(self, step: float) -> None:
+        self.observations += 1
+        self.quantile_s *= math.exp(self._weight * step)
+
+    def begin_with(self, durations_s: Sequence[float]) -> None:
+        """Start from what the first few say exactly, rather than from the very first of them."""
+        self.observations = len(durations_s)
+        self.quantile_s = sorted(durations_s)[
+            min(len(durations_s) - 1, int(self._quantile * len(durations_s)))
+        ]
+
+    @property
+    def _weight(self) -> float:
+        """The first few count alike; otherwise the very first would weigh twenty times its due."""
+        return max(SERVICE_STEP, 1.0 / self.observations)
+
+
+class ServiceTime(LearnedQuantile):
+    """How long an attempt holds its worker, learned from those that ended: one quantile and the mean."""
+
+    __slots__ = ("mean_s",)
+
+    def __init__(self, quantile: float) -> None:
+        super().__init__(quantile)
+        self.mean_s = 0.0
+
+    def observe(self, took_s: float) -> None:
+        """One attempt held its worker for so long."""
+        super().observe(took_s)
+        self.mean_s += self._weight * (took_s - self.mean_s)

@@ -80,6 +80,38 @@ class RetryPolicy:
 
 NO_RETRY = RetryPolicy(max_attempts=1)
 
+HEDGE_QUANTILE = 0.95
+"""With it at most one call in twenty is hedged."""
+
+
+@dataclass(frozen=True, slots=True)
+class HedgePolicy:
+    """When a second attempt is made beside a first that is still under way. Off is no `HedgePolicy`.
+
+    Source: gRFC A6 for attempts, delay and codes; "The Tail at Scale" (Dean and Barroso, CACM 2013) for
+    waiting until the attempt is slower than most.
+    """
+
+    max_attempts: int = 2
+    """No hedge is made once the call has made so many attempts of any kind, the first included."""
+    quantile: float | None = HEDGE_QUANTILE
+    """Hedge an attempt that takes longer than this share of the method's attempts do. None learns nothing:
+    ``min_delay_s`` is then the whole wait, as in gRPC."""
+    min_delay_s: float = 0.01
+    """The shortest wait before a hedge."""
+    min_samples: int = 100
+    """So many attempts must have been answered before the quantile says anything."""
+    non_fatal_codes: frozenset[Code] | None = None
+    """Any other answer ends the call, as in gRPC. None goes by the evidence: what is not definite waits
+    for the other attempts."""
+
+    def __post_init__(self) -> None:
+        _at_least("hedging.max_attempts", self.max_attempts, 2)
+        _at_least("hedging.min_delay_s", self.min_delay_s, 0)
+        _at_least("hedging.min_samples", self.min_samples, 1)
+        if self.quantile is not None and not 0 < self.quantile < 1:
+            raise ValueError(f"hedging.quantile must be between 0 and 1, not {self.quantile}")
+
 
 @dataclass(frozen=True, slots=True)
 class RetryBudgetPolicy:
@@ -203,6 +235,8 @@ class MethodPolicy:
     attempt_timeout_s: float | None = 5.0
     """The longest one attempt may take; None leaves it the time to the deadline."""
     retry: RetryPolicy = RetryPolicy()
+    hedging: HedgePolicy | None = None
+    """None never hedges. Only unary calls that may harmlessly be executed twice are."""
     replay_buffer_bytes: int = 64 * 1024
     """How much of a streaming request is kept for a retry; 0 never retries a streaming call."""
     max_message_bytes: int = 4 * 1024 * 1024
@@ -383,13 +417,13 @@ class RelayPolicy:
     methods: Mapping[str, MethodPolicy] = field(default_factory=dict)
     routes: tuple[Route, ...] = ()
     admission: AdmissionPolicy = AdmissionPolicy()
-    callers: CallersPolicy = CallersPolicy()
     budget: RetryBudgetPolicy | None = RetryBudgetPolicy()
     throttling: RetryThrottling | None = None
     adaptive_throttle: ThrottlePolicy | None = None
     breakers: Mapping[str, BreakerPolicy] = field(default_factory=dict)
     max_hops: int = 3
     """Relays a call may pass through, this one included, before it is taken for a loop."""
+    callers: CallersPolicy = CallersPolicy()
     _default_method: MethodPolicy = field(init=False, repr=False, compare=False)
     _upstream_by_pattern: Mapping[str, str] = field(init=False, repr=False, compare=False)
 
@@ -420,6 +454,11 @@ class RelayPolicy:
             or self.methods.get(full_method.rpartition("/")[0])
             or self._default_method
         )
+
+    @property
+    def hedges(self) -> bool:
+        """Whether any method may be hedged."""
+        return any(method.hedging is not None for method in self.methods.values())
 
     def route(self, full_method: str) -> str | None:
         """The name of the upstream ``package.Service/Method`` goes to; None when no route matches."""

@@ -42,6 +42,10 @@ class Verdict:
     evidence: Evidence | None = None
     attempts: int = 0
     pushback_s: float | None = None
+    hedges: int = 0
+    """How many of the attempts were hedges."""
+    hedge_won: bool = False
+    """Whether the status is a hedge's answer."""
 
     @property
     def outcome(self) -> str:
@@ -56,7 +60,14 @@ class Verdict:
 
     @property
     def decision(self) -> str:
-        """What the relay did: the name of its reason, else ``RETRIED`` or ``FORWARDED``."""
+        """What the relay did: its reason, else ``HEDGED`` (a hedge won), ``RETRIED`` or ``FORWARDED``."""
         if self.reason is not None:
             return self.reason.name
-        return "RETRIED" if self.attempts > 1 else "FORWARDED"
+        if self.hedge_won:
+            return "HEDGED"
+        return "RETRIED" if self.retries else "FORWARDED"
+
+    @property
+    def retries(self) -> int:
+        """Attempts made because earlier ones failed."""
+        return max(0, self.attempts - 1 - self.hedges)

@@ -109,7 +109,12 @@ def _methods(snapshot: Snapshot) -> Iterator[Metric]:
         "relay_method_calls", "Calls that are over, by status code.", labels=["method", "code"]
     )
     attempts = CounterMetricFamily("relay_attempts", "Attempts made at upstreams.", labels=["method"])
-    retries = CounterMetricFamily("relay_retries", "Attempts after a call's first.", labels=["method"])
+    retries = CounterMetricFamily(
+        "relay_retries", "Attempts made because earlier ones failed.", labels=["method"]
+    )
+    hedges = CounterMetricFamily(
+        "relay_hedges", "Attempts made because earlier ones took long.", labels=["method"]
+    )
     durations = HistogramMetricFamily(
         "relay_call_duration_seconds",
         "How long calls took that ended with OK or an error, from their headers to their trailers.",
@@ -122,8 +127,9 @@ def _methods(snapshot: Snapshot) -> Iterator[Metric]:
             by_code.add_metric([*label, code], count)
         attempts.add_metric(label, stats.attempts)
         retries.add_metric(label, stats.retries)
+        hedges.add_metric(label, stats.hedges)
         durations.add_metric(label, *_buckets(stats.latency))
-    yield from (received, by_code, attempts, retries, durations)
+    yield from (received, by_code, attempts, retries, hedges, durations)
 
 
 def _telemetry(stats: TelemetryStats) -> Iterator[Metric]:

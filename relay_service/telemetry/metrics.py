@@ -26,13 +26,14 @@ _CODES = tuple(Code)
 class MethodCounters:
     """The counters of one method."""
 
-    __slots__ = ("attempts", "codes", "latency", "received", "retries")
+    __slots__ = ("attempts", "codes", "hedges", "latency", "received", "retries")
 
     def __init__(self) -> None:
         self.received = 0
         self.codes = [0] * len(_CODES)
         self.attempts = 0
         self.retries = 0
+        self.hedges = 0
         self.latency = LogHistogram()
 
 
@@ -59,9 +60,11 @@ class MethodStats:
     by_code: Mapping[str, int]
     """By the name of the status code the caller got; only codes that occurred."""
     attempts: int
+    """First attempts, retries and hedges."""
     retries: int
     latency: LogHistogram
     """Of the calls that ended OK or with an error; refusals would flatter it. Live, not a copy."""
+    hedges: int = 0
 
     @property
     def ok(self) -> int:
@@ -115,7 +118,8 @@ class CallMetrics:
         attempts = verdict.attempts
         counters.attempts += attempts
         if attempts > 1:
-            counters.retries += attempts - 1
+            counters.retries += verdict.retries
+            counters.hedges += verdict.hedges
         if verdict.reason is not None:
             self._reasons[verdict.reason] = self._reasons.get(verdict.reason, 0) + 1
         if fate is _FATE_OK:
@@ -176,5 +180,6 @@ def _method_stats(method: str, counters: MethodCounters) -> MethodStats:
         by_code={code.name: counters.codes[code] for code in _CODES if counters.codes[code]},
         attempts=counters.attempts,
         retries=counters.retries,
+        hedges=counters.hedges,
         latency=counters.latency,
     )

@@ -104,6 +104,12 @@ class CallTelemetry:
             self._context = self._trace.outgoing(self._trace.span_id)
         return self._context
 
+    def hedge_started(self, number: int, upstream: str, now: float) -> Headers:
+        """See `CallObserver.hedge_started`."""
+        if self._spans is not None:
+            return self._trace.outgoing(self._spans.hedge_started(number, upstream, now))
+        return self.attempt_started(number, upstream, now)
+
     def attempt_ended(self, number: int, peer: str, end: AttemptEnd, evidence: Evidence, now: float) -> None:
         """See `CallObserver.attempt_ended`."""
         if self._spans is not None:

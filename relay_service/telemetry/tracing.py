@@ -60,6 +60,8 @@ class _OpenAttempt:
     upstream: str
     context: SpanContext
     started_at: float
+    marks: Attributes
+    """What it is, beyond an attempt."""
 
 
 class CallSpans:
@@ -123,9 +125,16 @@ class CallSpans:
 
     def attempt_started(self, number: int, upstream: str, now: float) -> int:
         """An attempt begins; returns its span's id, the parent of whatever the upstream records."""
+        return self._open_attempt(number, upstream, {}, now)
+
+    def hedge_started(self, number: int, upstream: str, now: float) -> int:
+        """The same, of an attempt that is made beside others."""
+        return self._open_attempt(number, upstream, {key.HEDGE: True}, now)
+
+    def _open_attempt(self, number: int, upstream: str, marks: Attributes, now: float) -> int:
         self._open_forward(now)
         context = self._child()
-        self._attempts[number] = _OpenAttempt(upstream, context, now)
+        self._attempts[number] = _OpenAttempt(upstream, context, now, marks)
         return context.span_id
 
     def attempt_ended(self, number: int, peer: str, end: AttemptEnd, evidence: Evidence, now: float) -> None:
@@ -145,6 +154,7 @@ class CallSpans:
             key.ATTEMPT: number,
             key.DELIVERY: end.delivery.value,
             key.EVIDENCE: evidence.name.lower(),
+            **attempt.marks,
             **address_attributes(peer, key.SERVER_ADDRESS, key.SERVER_PORT),
         }
         given_up = end.code is Code.CANCELLED and end.delivery is not Delivery.ANSWERED

@@ -1,23 +1,23 @@
 """The call machine: what is tried again, when, and what the caller is told."""
 
+from dataclasses import replace
 from random import Random
 
 import pytest
 
 from relay_service.core.budget import RetryGate
-from relay_service.core.call import (
+from relay_service.core.call import Call, State
+from relay_service.core.events import (
     Aborted,
     AttemptDone,
     BackoffElapsed,
     Begin,
-    Call,
     CancelAttempt,
     Cancelled,
     DeadlinePassed,
     Finish,
     RetryRefused,
     StartAttempt,
-    State,
     WaitBackoff,
 )
 from relay_service.core.evidence import Delivery, Evidence, Safety
@@ -60,7 +60,7 @@ def run(call: Call, *ends: AttemptDone, now: float = 0.0) -> Verdict:
     actions = call.handle(Begin(), now)
     for end in ends:
         assert isinstance(actions[0], StartAttempt), actions
-        actions = call.handle(end, now)
+        actions = call.handle(replace(end, number=actions[0].number), now)
         if isinstance(actions[0], WaitBackoff):
             now = actions[0].until
             actions = call.handle(BackoffElapsed(), now)
@@ -198,7 +198,7 @@ def test_an_attempt_gets_its_limit_or_what_is_left_of_the_deadline() -> None:
 def test_the_deadline_gives_the_attempt_up_before_the_verdict() -> None:
     call = make_call()
     call.handle(Begin(), 0.0)
-    assert call.handle(DeadlinePassed(), 100.0) == (CancelAttempt(Code.DEADLINE_EXCEEDED),)
+    assert call.handle(DeadlinePassed(), 100.0) == (CancelAttempt(1, Code.DEADLINE_EXCEEDED),)
     (finish,) = call.handle(AttemptDone(Delivery.UNANSWERED, Code.CANCELLED, ""), 100.0)
     assert isinstance(finish, Finish)
     assert (finish.verdict.code, finish.verdict.reason) == (Code.DEADLINE_EXCEEDED, Reason.OUTCOME_UNKNOWN)

@@ -6,15 +6,14 @@ import pytest
 
 from relay_service.core.breaker import BreakerState, CircuitBreaker, Outcome, Work
 from relay_service.core.budget import RetryGate
-from relay_service.core.call import (
-    DEADLINE_RACE_S,
+from relay_service.core.call import DEADLINE_RACE_S, Call
+from relay_service.core.events import (
     Aborted,
     Actions,
     AnswerBegan,
     AttemptDone,
     BackoffElapsed,
     Begin,
-    Call,
     Cancelled,
     DeadlinePassed,
     Event,

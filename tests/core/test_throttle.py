@@ -5,7 +5,8 @@ from random import Random
 import pytest
 
 from relay_service.core.budget import RetryGate
-from relay_service.core.call import AttemptDone, BackoffElapsed, Begin, Call, Finish, WaitBackoff
+from relay_service.core.call import Call
+from relay_service.core.events import AttemptDone, BackoffElapsed, Begin, Finish, WaitBackoff
 from relay_service.core.evidence import Delivery, Safety
 from relay_service.core.policy import RetryPolicy, ThrottlePolicy
 from relay_service.core.reason import Reason
@@ -140,5 +141,5 @@ def test_what_an_earlier_attempt_left_open_goes_before_it() -> None:
     for _ in range(30):
         throttle.ended(Delivery.ANSWERED, Code.UNAVAILABLE, 0.5)
     call.handle(BackoffElapsed(), 1.0)
-    verdict = verdict_of(call.handle(AttemptDone(Delivery.ANSWERED, Code.UNAVAILABLE, "busy"), 1.0))
+    verdict = verdict_of(call.handle(AttemptDone(Delivery.ANSWERED, Code.UNAVAILABLE, "busy", number=2), 1.0))
     assert (verdict.code, verdict.reason) == (Code.UNKNOWN, Reason.OUTCOME_UNKNOWN)

@@ -11,6 +11,7 @@ from relay_service.core.policy import (
     WIDE_OPEN,
     AdmissionPolicy,
     BreakerPolicy,
+    HedgePolicy,
     MethodPolicy,
     RelayPolicy,
     RetryBudgetPolicy,
@@ -41,6 +42,13 @@ def a_run(seed: int) -> World:
         *(draw.choice([0.0, draw.uniform(0, 0.2)]) for _ in range(5)),
         latency_s=draw.choice([0.001, 0.05, 2.0]),
     )
+    hedging = draw.choice(
+        [
+            None,
+            HedgePolicy(draw.randint(2, 4), quantile=None, min_delay_s=draw.choice([0.0, 0.02, 0.5])),
+            HedgePolicy(quantile=draw.choice([0.5, 0.95]), min_delay_s=0.0, min_samples=draw.randint(1, 5)),
+        ]
+    )
     world = World(
         seed,
         policy(
@@ -50,6 +58,7 @@ def a_run(seed: int) -> World:
                 max_timeout_s=draw.choice([None, 8.0]),
                 attempt_timeout_s=draw.choice([None, 0.5]) if not behaviour.lose_before else 0.5,
                 retry=RetryPolicy(max_attempts=draw.randint(1, 6), initial_backoff_s=0.01, max_backoff_s=1.0),
+                hedging=hedging,
             ),
             AdmissionPolicy(queue_capacity=draw.randint(0, 10), workers=draw.randint(1, 5), max_streams=3),
             draw.choice([None, RetryBudgetPolicy(ratio=draw.uniform(0, 0.5), burst=draw.uniform(1, 5))]),
@@ -94,11 +103,15 @@ def check(world: World, seed: int) -> None:
     ) * 4, said
     policy_ = relay._policy
     method = policy_.method_policy("t.S/Unary")
+    assert not +world.upstream.running, said
+    state = relay.hedging["upstream"].state()
+    assert state.won + state.cancelled <= state.started, said
     for call_id, verdict in observer.verdicts.items():
         reply = world.replies[call_id]
         if verdict.fate is not Fate.CANCELLED:
             assert reply.code is verdict.code, said
-        assert verdict.attempts <= method.retry.max_attempts, said
+        most = max(method.retry.max_attempts, method.hedging.max_attempts if method.hedging else 1)
+        assert verdict.attempts <= most, said
         if verdict.code is Code.OK:
             assert (reply.headers, reply.data[5:]) == (((b"served", b"yes"),), b"hello"), said
         if verdict.fate is Fate.REFUSED:
@@ -132,7 +145,7 @@ def check_effects(world: World, said: str) -> None:
 
 
 def check_budget(world: World, said: str) -> None:
-    """I4: in every window, retries stay within ratio x first attempts + burst."""
+    """I4: in every window, retries and hedges stay within ratio x first attempts + burst."""
     budget = world.relay._policy.budget
     if budget is None:
         return

@@ -79,6 +79,9 @@ class Behaviour:
     lose_after: float = 0.0
     """Executed, then the connection resets."""
     latency_s: float = 0.02
+    slow: float = 0.0
+    """Chance of an attempt to take ``slow_s`` longer."""
+    slow_s: float = 1.0
 
 
 class Upstream:
@@ -93,14 +96,23 @@ class Upstream:
         self.attempts: list[tuple[float, bytes, bool]] = []
         self.effects: Counter[bytes] = Counter()
         self.ledger: set[bytes] = set()
+        self.running: Counter[bytes] = Counter()
+        self.stalled_until: dict[str, float] = {}
+        """By connection: nothing gets through before."""
 
     def start(self, method: str, metadata: Headers, timeout_s: float | None, sink: AttemptSink) -> "Attempt":
+        return self.start_on("main", metadata, sink)
+
+    def start_on(self, connection: str, metadata: Headers, sink: AttemptSink) -> "Attempt":
         fields = dict(metadata)
         attempt = Attempt(self, sink, fields[b"call-id"], fields.get(b"idempotency-key"))
         self.attempts.append((self._clock.now, attempt.call_id, b"grpc-previous-rpc-attempts" in fields))
-        self._clock.call_at(
-            self._clock.now + self._rng.expovariate(1 / self.behaviour.latency_s), Attempt.arrive, attempt
-        )
+        self.running[attempt.call_id] += 1
+        took_s = self._rng.expovariate(1 / self.behaviour.latency_s)
+        if self.behaviour.slow and self._rng.random() < self.behaviour.slow:
+            took_s += self.behaviour.slow_s
+        arrives_at = max(self._clock.now + took_s, self.stalled_until.get(connection, 0.0))
+        self._clock.call_at(arrives_at, Attempt.arrive, attempt)
         return attempt
 
     def draw(self) -> str:
@@ -116,6 +128,18 @@ class Upstream:
             self.effects[attempt.call_id] += 1
         if attempt.key is not None:
             self.ledger.add(attempt.key)
+
+
+class HedgePort:
+    """The same upstream over a connection of its own."""
+
+    name = "upstream"
+
+    def __init__(self, upstream: Upstream) -> None:
+        self._upstream = upstream
+
+    def start(self, method: str, metadata: Headers, timeout_s: float | None, sink: AttemptSink) -> "Attempt":
+        return self._upstream.start_on("hedges", metadata, sink)
 
 
 class Attempt:
@@ -139,6 +163,7 @@ class Attempt:
     def cancel(self) -> Delivery:
         assert not self.over, "an attempt that is over was cancelled"
         self.over = True
+        self.upstream.running[self.call_id] -= 1
         return Delivery.UNANSWERED if self.sent else Delivery.NOT_SENT
 
     def arrive(self) -> None:
@@ -167,6 +192,7 @@ class Attempt:
 
     def _end(self, end: AttemptEnd) -> None:
         self.over = True
+        self.upstream.running[self.call_id] -= 1
         self.sink.on_end(self, end)
 
 
@@ -227,7 +253,7 @@ class CallObserver:
 
     def __init__(self, parent: Observer, call_id: bytes) -> None:
         self._parent, self._call_id = parent, call_id
-        self._running = 0
+        self._running: set[int] = set()
         self._waiting = False
         self._over = False
 
@@ -241,17 +267,23 @@ class CallObserver:
         self._waiting = False
 
     def attempt_started(self, number: int, upstream: str, now: float) -> Headers:
-        assert self._running == 0
-        self._running = number
+        assert not self._running
+        return self._started(number)
+
+    def hedge_started(self, number: int, upstream: str, now: float) -> Headers:
+        assert self._running, "a hedge is made beside something"
+        return self._started(number)
+
+    def _started(self, number: int) -> Headers:
+        self._running.add(number)
         return ((b"traceparent", b"00-%032d-%016d-00" % (1, number)),)
 
     def attempt_ended(self, number: int, peer: str, end: AttemptEnd, evidence: Evidence, now: float) -> None:
-        assert self._running == number
-        self._running = 0
+        self._running.remove(number)
 
     def finished(self, verdict: Verdict, now: float) -> None:
         assert not self._over, "a call ended twice"
-        assert self._running == 0
+        assert not self._running
         self._over = True
         self._parent.by_fate[verdict.fate] += 1
         self._parent.verdicts[self._call_id] = verdict
@@ -287,6 +319,7 @@ class World:
             now=lambda: self.clock.now,
             rng=self.rng,
             own_services={},
+            hedge_upstreams={"upstream": HedgePort(self.upstream)},
         )
         self.replies: dict[bytes, Reply] = {}
         self.sent_at: dict[bytes, float] = {}

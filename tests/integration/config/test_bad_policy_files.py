@@ -45,10 +45,17 @@ BAD = [
     ({"methodConfig": [{"name": []}]}, "methodConfig[0].name", "got []", "silently ignores"),
     (
         {"methodConfig": [{"name": [{}], "hedgingPolicy": {}}]},
-        "methodConfig[0].hedgingPolicy",
-        "got {}",
-        "not supported yet",
+        "methodConfig[0].hedgingPolicy.maxAttempts",
+        "",
+        "is required",
     ),
+    (
+        {"methodConfig": [{"name": [{}], "retryPolicy": RETRY, "hedgingPolicy": {"maxAttempts": 2}}]},
+        "methodConfig[0].hedgingPolicy",
+        "got both",
+        "gRPC takes one of the two",
+    ),
+    ({"hedgingPolicy": {}}, "hedgingPolicy", "got {", "belongs into an entry of methodConfig"),
     (
         {"methodConfig": [{"name": [{}], "waitForReady": True}]},
         "methodConfig[0].waitForReady",

@@ -29,6 +29,10 @@ def method(**fields: Any) -> dict[str, Any]:
     return {"methods": [{"name": [{}]} | fields]}
 
 
+def hedged(relay: dict[str, Any] | None = None, safety: str = "IDEMPOTENT", **hedging: Any) -> dict[str, Any]:
+    return {"relay": {"preset": "default"} | method(safety=safety, hedging=hedging) | (relay or {})}
+
+
 ROUTED = {
     "preset": "default",
     "upstreams": {"a": {"target": "h:1"}, "b": {"target": "h:2"}},
@@ -88,6 +92,11 @@ SUSPICIOUS = [
         "retry-lost",
         "methodConfig[0]",
     ),
+    (everywhere(hedgingPolicy={"maxAttempts": 2}), "grpc-hedging", "methodConfig[0].hedgingPolicy"),
+    (hedged(safety="NONE"), "hedging-without-effect", "relay.methods[0].hedging"),
+    (hedged(minDelay="5s"), "hedging-too-late", "relay.methods[0].hedging"),
+    (hedged({"off": ["retryBudget"]}), "hedging-unbounded", "relay.methods[0].hedging"),
+    (hedged({"retryBudget": {"burst": 1.5}}), "hedging-unpaid", "relay.methods[0].hedging"),
     (
         {"relay": {"preset": "default", "breaker": {"failureRatio": None}}},
         "breaker-never-opens",

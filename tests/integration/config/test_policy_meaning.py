@@ -15,6 +15,7 @@ from relay_service.core.policy import (
     WIDE_OPEN,
     AdmissionPolicy,
     BreakerPolicy,
+    HedgePolicy,
     Jitter,
     LimitKind,
     LimitPolicy,
@@ -45,6 +46,31 @@ def loaded(policy_file):
         return load_policy(str(policy_file(content)), TARGET)
 
     return load
+
+
+def hedging_of(loaded, *methods: Any, **rest: Any) -> HedgePolicy | None:
+    return loaded({"relay": {"methods": list(methods)} | rest}).method_policy("a.B/C").hedging
+
+
+def test_hedging_is_off_until_a_method_asks_for_it(loaded) -> None:
+    assert hedging_of(loaded) is None
+    assert hedging_of(loaded, {"name": [{}], "hedging": {}}) == HedgePolicy()
+    words = {"quantile": 0.9, "minDelay": "0.05s", "maxAttempts": 3, "minSamples": 10}
+    assert hedging_of(loaded, {"name": [{}], "hedging": words}) == HedgePolicy(3, 0.9, 0.05, 10)
+
+
+def test_a_narrower_entry_can_take_hedging_back(loaded) -> None:
+    wider, narrower = {"name": [{}], "hedging": {}}, {"name": [{"service": "a.B"}], "hedging": None}
+    assert hedging_of(loaded, wider, narrower) is None
+    assert hedging_of(loaded, wider, off=["hedging"]) is None
+
+
+def test_grpcs_hedging_policy_has_a_fixed_delay_and_repeats_what_failed(loaded) -> None:
+    words = {"maxAttempts": 3, "hedgingDelay": "0.5s", "nonFatalStatusCodes": ["UNAVAILABLE"]}
+    method = loaded({"methodConfig": [{"name": [{}], "hedgingPolicy": words}]}).method_policy("a.B/C")
+    assert method.hedging == HedgePolicy(3, None, 0.5, non_fatal_codes=frozenset({Code.UNAVAILABLE}))
+    assert (method.retry.max_attempts, method.retry.max_backoff_s) == (3, 0.5)
+    assert method.retry.retryable_codes == frozenset(), "these codes do not say that nothing was executed"
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -282,6 +308,7 @@ def test_there_is_an_adaptive_throttle_only_where_one_is_asked_for(loaded) -> No
 
 SWITCHES = {
     "retry": lambda policy: policy.method_policy("a.B/C").retry.max_attempts == 1,
+    "hedging": lambda policy: not policy.hedges,
     "retryBudget": lambda policy: policy.budget is None,
     "retryThrottling": lambda policy: policy.throttling is None,
     "adaptiveThrottle": lambda policy: policy.adaptive_throttle is None,
@@ -295,7 +322,8 @@ SWITCHES = {
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_each_pattern_is_switched_off_alone(loaded, switch: str) -> None:
     throttling = {"maxTokens": 10, "tokenRatio": 0.5}
-    relay = {"preset": "default", "adaptiveThrottle": {}, "off": [switch]}
+    methods = [{"name": [{}], "hedging": {}}]
+    relay = {"preset": "default", "adaptiveThrottle": {}, "methods": methods, "off": [switch]}
     policy = loaded({"retryThrottling": throttling, "relay": relay})
     assert [name for name, is_off in SWITCHES.items() if is_off(policy)] == [switch]
 

@@ -23,6 +23,7 @@ REFERENCE = Path(__file__).parents[3] / "docs" / "reference"
 
 CONTAINERS = {
     "methodConfig",
+    "methodConfig[].hedgingPolicy",
     "relay",
     "relay.methods",
     "relay.upstreams",

@@ -26,6 +26,7 @@ from relay_service.control.reflection_client import ReflectionLimits
 from relay_service.control.server import ControlPlane, ControlSettings
 from relay_service.control.sources import (
     Health,
+    HedgingStatus,
     QueueStatus,
     ShuttingDownError,
     Stats,
@@ -37,6 +38,7 @@ from relay_service.core.breaker import BreakerState, BreakerStatus, Trigger
 from relay_service.core.breakers import BreakerView
 from relay_service.core.budget import BudgetState
 from relay_service.core.criticality import Criticality
+from relay_service.core.hedge import HedgedMethod, HedgingState, HeldBack
 from relay_service.ports import CallersStatus
 from relay_service.telemetry.histogram import LogHistogram
 from relay_service.telemetry.metrics import CallTotals, MethodStats
@@ -185,7 +187,7 @@ class RelayState:
             uptime_s=61.5,
             calls=self.calls,
             methods=(
-                MethodStats("a.B/C", 7, {"OK": 3, "UNAVAILABLE": 3}, 11, 4, latency),
+                MethodStats("a.B/C", 7, {"OK": 3, "UNAVAILABLE": 3}, 11, 4, latency, 2),
                 MethodStats("d.E/F", 3, {"OK": 1}, 3, 0, latency),
             ),
             queue=QueueStatus(
@@ -209,7 +211,10 @@ class RelayState:
         self.ready[name] = True
         budget = BudgetState(7.5, 10.0, 4, 2)
         breaker = BreakerView(name, "a.B/C", HALF_OPEN)
-        status = UpstreamStatus(name, target, "READY", 1, 3, 2, 1, last_error, budget, [breaker])
+        hedging = HedgingStatus(
+            1, HedgingState(17, 11, 5, {HeldBack.BUDGET: 8}, (HedgedMethod("a.B/C", 900, 0.0425),))
+        )
+        status = UpstreamStatus(name, target, "READY", 1, 3, 2, 1, last_error, budget, [breaker], hedging)
         self.upstreams = (*self.upstreams, status)
 
     def with_calls(self, **counts: int) -> None:

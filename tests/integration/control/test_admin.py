@@ -48,7 +48,7 @@ async def test_stats_are_told_in_full(admin) -> None:
     assert dict(calls.by_reason) == {"QUEUE_FULL": 1, "RETRIES_EXHAUSTED": 3}
     first = stats.methods[0]
     assert (first.method, first.received, first.ok, first.attempts, first.retries) == ("a.B/C", 7, 3, 11, 4)
-    assert dict(first.by_code) == {"OK": 3, "UNAVAILABLE": 3}
+    assert (first.hedges, dict(first.by_code)) == (2, {"OK": 3, "UNAVAILABLE": 3})
     assert first.latency_p50.ToMicroseconds() == pytest.approx(20_000, rel=0.1)
     assert (stats.queue.length, stats.queue.capacity, stats.queue.workers_busy, stats.queue.workers) == (
         3,
@@ -96,6 +96,15 @@ async def test_each_breaker_is_told_with_its_state_and_what_it_has_seen(admin) -
         "stuck": 8,
         "late": 9,
     }
+
+
+async def test_hedging_is_told_with_what_was_learned_and_what_was_held_back(admin) -> None:
+    (upstream,) = (await admin.GetStats(admin_pb2.GetStatsRequest(), timeout=10)).stats.upstreams
+    hedging = upstream.hedging
+    assert (hedging.connections, hedging.started, hedging.won, hedging.cancelled) == (1, 17, 11, 5)
+    assert dict(hedging.held_back) == {"BUDGET": 8}
+    (learned,) = hedging.methods
+    assert (learned.method, learned.samples, learned.quantile.ToMicroseconds()) == ("a.B/C", 900, 42_500)
 
 
 async def test_a_prefix_limits_the_methods_and_nothing_else(admin) -> None:

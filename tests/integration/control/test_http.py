@@ -111,6 +111,8 @@ async def test_the_page_shows_every_section_and_needs_nothing_from_elsewhere(
         "28 of 29",
         "12,345",
         "lease ran out",
+        "BUDGET 8",
+        "42.5 ms",
     ):
         assert shown in page, shown
     for link in ("/metrics", "/healthz", "/readyz"):

@@ -92,6 +92,13 @@ def test_a_method_is_counted_under_its_name_and_code() -> None:
     assert [each.method for each in metrics.snapshot("b.").methods] == ["b.S/M"]
 
 
+def test_a_hedge_is_no_retry() -> None:
+    metrics = CallMetrics(10)
+    _finish(metrics, "a.S/M", replace(OK, attempts=3, hedges=1))
+    stats = _by_method(metrics)["a.S/M"]
+    assert (stats.attempts, stats.retries, stats.hedges) == (3, 1, 1)
+
+
 def test_invented_method_names_take_no_memory_and_no_place() -> None:
     metrics = CallMetrics(max_methods=3)
     unknown = Verdict(Code.UNIMPLEMENTED, "", Origin.UPSTREAM, Fate.ERROR, attempts=1)

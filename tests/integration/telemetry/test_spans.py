@@ -166,6 +166,26 @@ def test_an_attempt_that_the_relay_gave_up_is_cancelled_and_no_error(make_teleme
     assert {span.status for span in sink.spans} == {"UNSET"}
 
 
+def test_a_hedge_says_what_it_is_and_the_attempt_that_lost_against_it_is_no_error(
+    make_telemetry, sink, calls
+) -> None:
+    telemetry = make_telemetry(otlp_endpoint=sink.endpoint)
+    call = telemetry.call_started(calls.head(), 100.0)
+    call.attempt_started(1, "payments", 100.0)
+    call.hedge_started(2, "payments", 100.1)
+    call.attempt_ended(2, "127.0.0.1:50052", calls.OK_END, Evidence.DEFINITE, 100.15)
+    lost = AttemptEnd(Delivery.UNANSWERED, Code.CANCELLED, "given up")
+    call.attempt_ended(1, "127.0.0.1:50052", lost, Evidence.AMBIGUOUS, 100.15)
+    call.finished(replace(calls.OK, attempts=2, hedges=1, hedge_won=True), 100.15)
+    telemetry.shutdown()
+    attempts = [span for span in sink.spans if span.kind == "CLIENT"]
+    told = {span.attributes["relay.attempt"]: span for span in attempts}
+    assert [told[number].attributes.get("relay.hedge") for number in (1, 2)] == [None, True]
+    assert [told[number].attributes[RPC_STATUS_CODE] for number in (1, 2)] == ["CANCELLED", "OK"]
+    assert {span.status for span in sink.spans} == {"UNSET"}
+    assert calls.only(sink.spans, calls.METHOD, "SERVER").attributes["relay.decision"] == "HEDGED"
+
+
 def test_a_call_refused_at_its_headers_is_one_span(make_telemetry, sink, calls) -> None:
     telemetry = make_telemetry(otlp_endpoint=sink.endpoint)
     calls.refuse(telemetry, calls.head())
