@@ -151,6 +151,7 @@ def test_preset_read_heavy_repeats_quickly_and_finds_its_own_limit() -> None:
     assert method.safety is Safety.NO_SIDE_EFFECTS
     assert (method.retry.max_attempts, method.retry.initial_backoff_s) == (4, 0.025)
     assert (method.attempt_timeout_s, method.default_timeout_s) == (1, 5)
+    assert method.hedging == HedgePolicy(quantile=0.95)
     assert policy.admission.limit.kind is LimitKind.GRADIENT
     assert policy.adaptive_throttle == ThrottlePolicy()
     assert policy.budget == RetryBudgetPolicy(ratio=0.2, burst=10)

@@ -26,7 +26,7 @@ EVERYTHING_ON: dict[str, Any] = {
     "relay": {
         "preset": "default",
         "upstreams": {"shop": {"target": "h:1"}},
-        "methods": [{"name": [{}], "safety": "KEYED", "keyRequired": True}],
+        "methods": [{"name": [{}], "safety": "KEYED", "keyRequired": True, "hedging": {}}],
         "adaptiveThrottle": {},
         "breaker": {"consecutiveFailures": 9, "slowCall": "2s", "stuckCall": "4s"},
         "admission": {"limit": {"kind": "gradient"}},
@@ -46,6 +46,7 @@ IS_OFF: dict[str, Callable[[RelayPolicy], bool]] = {
     "retries": lambda policy: method(policy).retry.max_attempts == 1,
     "jitter": lambda policy: method(policy).retry.jitter is Jitter.NONE,
     "retries of streams": lambda policy: method(policy).replay_buffer_bytes == 0,
+    "hedging": lambda policy: not policy.hedges,
     "retry budget": lambda policy: policy.budget is None,
     "gRPC's retry throttling": lambda policy: policy.throttling is None,
     "adaptive throttle": lambda policy: policy.adaptive_throttle is None,
