@@ -39,6 +39,7 @@ from relay_service.telemetry.adaptive_throttle import ThrottleCollector
 from relay_service.telemetry.breakers import BreakerCollector
 from relay_service.telemetry.callers import CallersCollector
 from relay_service.telemetry.exposition import AdmissionCollector
+from relay_service.telemetry.fallbacks import FallbackCollector
 from relay_service.telemetry.hedging import HedgingCollector
 from relay_service.telemetry.log_stream import BackgroundStream
 from relay_service.telemetry.logs import configure_logging
@@ -124,6 +125,7 @@ class App:
         self.telemetry.registry.register(AdmissionCollector(self.relay.admission.state))
         self.telemetry.registry.register(BreakerCollector(self._breakers))
         self.telemetry.registry.register(ThrottleCollector(self._throttles))
+        self.telemetry.registry.register(FallbackCollector(lambda: self.relay.fallbacks))
         self.telemetry.registry.register(HedgingCollector(self._hedging))
         self.keeper = PolicyKeeper(policy, partial(candidate_of, settings), self.adopt)
         self.telemetry.registry.register(PolicyCollector(lambda: self.keeper.status))

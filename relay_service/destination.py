@@ -12,13 +12,15 @@ class Destination:
     whatever the policy says by then. State: the calls, and who waits for there to be none.
     """
 
-    __slots__ = ("_on_idle", "calls", "hedge_port", "port")
+    __slots__ = ("_on_idle", "calls", "fallbacks", "hedge_port", "port")
 
     def __init__(self, port: UpstreamPort, hedge_port: UpstreamPort | None = None) -> None:
         """``hedge_port`` is the same service over connections of its own."""
         self.port = port
         self.hedge_port = hedge_port
         self.calls = 0
+        self.fallbacks = 0
+        """Calls that came here because their own upstream could not take them, since the start."""
         self._on_idle: Callable[[], None] | None = None
 
     def enter(self) -> None:

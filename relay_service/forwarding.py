@@ -9,7 +9,7 @@ sent still fits the replay buffer.
 No task runs per call: everything here happens inside a callback of the data plane or of a timer.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from relay_service import contract
@@ -25,6 +25,7 @@ from relay_service.core.events import (
     Cancelled,
     DeadlinePassed,
     Event,
+    FallBack,
     Finish,
     StartAttempt,
     WaitBackoff,
@@ -80,6 +81,8 @@ class Plan:
     limit holds back and no drain waits for."""
     hedge_upstream: UpstreamPort | None = None
     """The same service over connections of its own, for a call that may be hedged."""
+    fallbacks: tuple[Destination, ...] = ()
+    """Where the call may go on while nothing was executed; kept there like ``destination``."""
 
 
 def took_too_long(plan: Plan) -> str:
@@ -126,9 +129,10 @@ class ForwardedCall:
         )
 
     @property
-    def destination(self) -> Destination | None:
-        """See `Plan.destination`."""
-        return self._plan.destination
+    def destinations(self) -> tuple[Destination, ...]:
+        """All that must be there until the call is over; none for the relay's own services."""
+        plan = self._plan
+        return (plan.destination, *plan.fallbacks) if plan.destination is not None else ()
 
     @property
     def demand(self) -> Demand:
@@ -180,10 +184,16 @@ class ForwardedCall:
                     self._finish(verdict, now)
                 case WaitBackoff(until):
                     self._backoff_timer = self._host.timers.call_at(until, type(self).backoff_elapsed, self)
+                case FallBack(index):
+                    self._fall_back(self._plan.fallbacks[index])
                 case CancelAttempt(number, code) if number == self._number:
                     self._give_attempt_up(code, GIVEN_UP)
                 case _:
                     self._act_on_hedge(action, now)
+
+    def _fall_back(self, destination: Destination) -> None:
+        destination.fallbacks += 1
+        self._plan = replace(self._plan, upstream=destination.port, hedge_upstream=None)
 
     def _start_attempt(self, number: int, timeout_s: float | None, now: float) -> None:
         plan = self._plan

@@ -101,6 +101,7 @@ class Overview:
             last_error=upstream.counters.last_error,
             retry_budget=self._relay.gates[name].state(),
             breakers=self._relay.breakers.of_upstream(name, now),
+            fallbacks=self._relay.fallbacks[name],
             throttles=throttles.states(now) if throttles else {},
             hedging=self._hedging(name),
         )

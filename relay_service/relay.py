@@ -5,20 +5,21 @@ by `relay_service.unary` or `relay_service.streaming` until its verdict. Everyth
 the headers is decided there, before anything is allocated for the call.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from random import Random
 from types import MappingProxyType
 
 from relay_service import contract
 from relay_service.core.admission import Admission, Demand, Offer
-from relay_service.core.breaker import CircuitBreaker
 from relay_service.core.breakers import Breakers
 from relay_service.core.budget import RetryGate
 from relay_service.core.call import Call
+from relay_service.core.criticality import Criticality
 from relay_service.core.evidence import Safety
 from relay_service.core.hedge import Hedging
 from relay_service.core.hedged import Hedges
+from relay_service.core.lane import Lane
 from relay_service.core.limit import LoadSign
 from relay_service.core.policy import NO_RETRY, MethodPolicy, RelayPolicy, RetryPolicy
 from relay_service.core.reason import Reason
@@ -125,6 +126,11 @@ class Relay:
     def throttles(self) -> Mapping[str, Throttles]:
         """The adaptive throttle of each upstream; empty when the policy has none."""
         return self._throttles
+
+    @property
+    def fallbacks(self) -> Mapping[str, int]:
+        """For each upstream, the calls that came to it because their own could not take them."""
+        return {name: destination.fallbacks for name, destination in self._destinations.items()}
 
     @property
     def hedging(self) -> Mapping[str, Hedging]:
@@ -254,12 +260,15 @@ class Relay:
         known = facts is not None or policy.unary is not None
         key = _key(head, policy, hops, streaming=known and not unary)
         deadline = _deadline(head, policy, now, unary=unary)
-        breaker = self._breakers.guarding(upstream, head.method)
-        self._check_breaker(breaker, now)
         criticality = contract.criticality(head.metadata)
-        throttle = self._throttles[upstream].of(criticality) if self._throttles else None
-        self._check_throttle(throttle, now)
-        destination = self._destinations[upstream]
+        ways = [self._lane(name, head.method, criticality) for name in (upstream, *policy.fallback)]
+        taken = self._first_open(ways, now)
+        lane = ways[taken]
+        self._check_throttle(lane.throttle, now)
+        names = (upstream, *policy.fallback)[taken:]
+        destination = self._destinations[names[0]]
+        # A stream whose request is not kept cannot wait for another upstream.
+        later = names[1:] if unary or policy.replay_buffer_bytes else ()
         plan = Plan(
             head.method,
             _outgoing(head, key, hops),
@@ -268,7 +277,8 @@ class Relay:
             deadline,
             Demand(criticality, deadline),
             destination,
-            destination.hedge_port,
+            None if taken else destination.hedge_port,
+            tuple(self._destinations[name] for name in later),
         )
         machine = Call(
             policy.retry if hops == 0 else _single_attempt(policy.retry),
@@ -276,23 +286,31 @@ class Relay:
             has_key=key is not None,
             deadline=deadline,
             attempt_limit_s=policy.attempt_timeout_s if unary else None,
-            gate=self._gates[upstream],
+            gate=lane.gate,
             rng=self._rng,
             streaming=not unary,
-            breaker=breaker,
-            throttle=throttle,
+            breaker=lane.breaker,
+            throttle=lane.throttle,
             hedges=self._hedges(plan, upstream) if unary and hops == 0 else None,
+            fallbacks=ways[taken + 1 :] if later else (),
+            fell_back=taken > 0,
         )
         if unary:
             self._admit_unary(plan, now)
         else:
             self._admit_stream()
+        destination.fallbacks += taken > 0
+        return self._carry(plan, machine, reply, observer, now, unary=unary)
+
+    def _carry(
+        self, plan: Plan, machine: Call, reply: Reply, observer: CallObserver, now: float, *, unary: bool
+    ) -> IncomingCall:
         self._in_flight += 1
-        destination.enter()
-        if unary:
-            return UnaryCall(self, plan, machine, reply, observer)
-        call = StreamCall(self, plan, machine, reply, observer)
-        call.begin(now)
+        call = (UnaryCall if unary else StreamCall)(self, plan, machine, reply, observer)
+        for destination in call.destinations:
+            destination.enter()
+        if isinstance(call, StreamCall):
+            call.begin(now)
         return call
 
     def _hedges(self, plan: Plan, upstream: str) -> Hedges | None:
@@ -305,10 +323,19 @@ class Relay:
             return None
         return Hedges(self._hedging[upstream], plan.method, policy)
 
-    def _check_breaker(self, breaker: CircuitBreaker | None, now: float) -> None:
-        """Refuse at the headers what the breaker would refuse later, before it costs anything."""
-        if breaker is not None and breaker.refuses(now):
-            raise Refusal(Reason.BREAKER_OPEN, breaker.pushback_s(now, self._rng))
+    def _lane(self, upstream: str, method: str, criticality: Criticality) -> Lane:
+        throttle = self._throttles[upstream].of(criticality) if self._throttles else None
+        return Lane(self._gates[upstream], self._breakers.guarding(upstream, method), throttle)
+
+    def _first_open(self, ways: Sequence[Lane], now: float) -> int:
+        """The first upstream whose breaker would let an attempt through. Without one the call is refused at
+        its headers, before it costs anything."""
+        for index, lane in enumerate(ways):
+            if not lane.is_open(now):
+                return index
+        breaker = ways[0].breaker
+        pushback_s = breaker.pushback_s(now, self._rng) if breaker is not None else None
+        raise Refusal(Reason.BREAKER_OPEN, pushback_s)
 
     def _check_throttle(self, throttle: AdaptiveThrottle | None, now: float) -> None:
         if throttle is not None and throttle.refuses(now, self._rng):
@@ -382,14 +409,15 @@ class Relay:
 
     def call_ended(self, call: ForwardedCall) -> None:
         """Count it out."""
-        destination = call.destination
-        if destination is None:
+        destinations = call.destinations
+        if not destinations:
             self._own_calls.discard(call)
             return
         if isinstance(call, StreamCall):
             self._admission.close_stream()
         self._in_flight -= 1
-        destination.leave()
+        for destination in destinations:
+            destination.leave()
 
 
 def _throttles(

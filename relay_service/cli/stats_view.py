@@ -139,7 +139,15 @@ def _queue(stats: Stats) -> Table:
 
 def _upstreams(stats: Stats) -> Table:
     table = _table(
-        "Upstreams", "name", "target", "state", "connections", "lost", "retry tokens", "last error"
+        "Upstreams",
+        "name",
+        "target",
+        "state",
+        "connections",
+        "lost",
+        "fallbacks",
+        "retry tokens",
+        "last error",
     )
     for upstream in stats.upstreams:
         budget = upstream.retry_budget
@@ -149,6 +157,7 @@ def _upstreams(stats: Stats) -> Table:
             upstream.state,
             str(upstream.connections),
             str(upstream.disconnects),
+            str(upstream.fallbacks),
             f"{budget.tokens:.1f}/{budget.max_tokens:.0f}" if budget.max_tokens else "off",
             upstream.last_error,
         )

@@ -116,6 +116,15 @@ def _unmet_routes(merged: Merged, upstreams: Mapping[str, UpstreamPolicy], where
             yield Problem(
                 where, f"relay.routes[{index}].upstream", found, f"must be one of relay.upstreams ({known})"
             )
+    for pattern, given in merged.method_fields.items():
+        for name in given.get("fallback", ()):
+            if name not in upstreams:
+                yield Problem(
+                    where,
+                    f"relay.methods ({pattern or 'every method'}).fallback",
+                    f"got {shown(name)}",
+                    f"must be one of relay.upstreams ({known})",
+                )
     if len(upstreams) > 1 and not merged.routes:
         yield Problem(where, "relay.routes", "", f"is required to choose between the upstreams {known}")
 
@@ -123,6 +132,7 @@ def _unmet_routes(merged: Merged, upstreams: Mapping[str, UpstreamPolicy], where
 def _method_policy(merged: Merged, pattern: str) -> MethodPolicy:
     config = merged.method_config(pattern)
     given = dict(merged.fields_of(pattern))
+    given["fallback"] = () if "fallback" in merged.off else tuple(given.get("fallback", ()))
     jitter = Jitter(given.pop("jitter", Jitter.FULL.value))
     safety = given.pop("safety", None)
     hedging = _hedging_of_grpc(config)

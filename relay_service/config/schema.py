@@ -87,6 +87,7 @@ Switch = Literal[
     "retryBudget",
     "retryThrottling",
     "adaptiveThrottle",
+    "fallback",
     "breaker",
     "admission",
     "attemptTimeout",
@@ -194,6 +195,7 @@ class MethodBlock(Block):
     max_timeout_s: PositiveDuration | None = _METHOD.max_timeout_s
     attempt_timeout_s: PositiveDuration | None = _METHOD.attempt_timeout_s
     jitter: Literal["none", "full", "equal", "decorrelated"] = "full"
+    fallback: Annotated[list[UpstreamName], Field(max_length=10)] = []
     replay_buffer_bytes: Annotated[int, Field(ge=0, le=64 * 1024 * 1024)] = _METHOD.replay_buffer_bytes
     max_message_bytes: Annotated[int, Field(ge=1, le=1024 * 1024 * 1024)] = _METHOD.max_message_bytes
     hedging: HedgingBlock | None = None

@@ -60,6 +60,8 @@ class UpstreamStatus:
     breakers: Sequence[BreakerView] = ()
     hedging: HedgingStatus | None = None
     """None when the policy hedges nothing."""
+    fallbacks: int = 0
+    """Calls that came here because their own upstream could not take them."""
     throttles: Mapping[Criticality, ThrottleState] = field(default_factory=dict)
     """By class; empty when the policy has no adaptive throttle."""
 

@@ -163,6 +163,7 @@ def _upstream(upstream: UpstreamStatus, descriptors: UpstreamDescriptors | None)
         last_error=upstream.last_error,
         retry_budget=_retry_budget(upstream.retry_budget),
         breakers=[_breaker(view) for view in upstream.breakers],
+        fallbacks=upstream.fallbacks,
         throttles=[
             _throttle(criticality, state)
             for criticality, state in sorted(upstream.throttles.items(), reverse=True)

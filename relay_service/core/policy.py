@@ -237,6 +237,8 @@ class MethodPolicy:
     retry: RetryPolicy = RetryPolicy()
     hedging: HedgePolicy | None = None
     """None never hedges. Only unary calls that may harmlessly be executed twice are."""
+    fallback: tuple[str, ...] = ()
+    """Upstreams, in this order, for calls that theirs certainly has not executed and cannot take now."""
     replay_buffer_bytes: int = 64 * 1024
     """How much of a streaming request is kept for a retry; 0 never retries a streaming call."""
     max_message_bytes: int = 4 * 1024 * 1024
@@ -440,6 +442,9 @@ class RelayPolicy:
             raise ValueError("routes must not name the same service and method twice")
         if unknown := set(by_pattern.values()) - set(self.upstreams):
             raise ValueError(f"routes lead to upstreams that are not there: {sorted(unknown)}")
+        for pattern, method in self.methods.items():
+            if unknown := set(method.fallback) - set(self.upstreams):
+                raise ValueError(f"the fallback of {pattern!r} leads to no upstream: {sorted(unknown)}")
         # The only writes to a frozen value: its own copies and indexes, before anyone can see it.
         object.__setattr__(self, "upstreams", MappingProxyType(dict(self.upstreams)))
         object.__setattr__(self, "methods", MappingProxyType(dict(self.methods)))

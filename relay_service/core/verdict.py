@@ -46,6 +46,8 @@ class Verdict:
     """How many of the attempts were hedges."""
     hedge_won: bool = False
     """Whether the status is a hedge's answer."""
+    fell_back: bool = False
+    """Whether it went to an upstream that is not its method's own."""
 
     @property
     def outcome(self) -> str:
@@ -60,9 +62,12 @@ class Verdict:
 
     @property
     def decision(self) -> str:
-        """What the relay did: its reason, else ``HEDGED`` (a hedge won), ``RETRIED`` or ``FORWARDED``."""
+        """What the relay did: its reason, else ``FALLBACK`` (another upstream answered), ``HEDGED`` (a hedge
+        won), ``RETRIED`` or ``FORWARDED``."""
         if self.reason is not None:
             return self.reason.name
+        if self.fell_back:
+            return "FALLBACK"
         if self.hedge_won:
             return "HEDGED"
         return "RETRIED" if self.retries else "FORWARDED"

@@ -31,6 +31,17 @@ def upstream(**fields: Any) -> dict[str, Any]:
 
 
 BAD = [
+    (
+        {
+            "relay": {
+                "upstreams": {"a": {"target": "h:1"}},
+                "methods": [{"name": [{"service": "s.S"}], "fallback": ["b"]}],
+            }
+        },
+        "relay.methods (s.S).fallback",
+        'got "b"',
+        "must be one of relay.upstreams (a)",
+    ),
     # (file, path, what was found, words of what is allowed)
     ([], "", "got []", "must be a JSON object"),
     ({"methodConfg": []}, "methodConfg", "got []", "did you mean methodConfig?"),

@@ -313,6 +313,7 @@ SWITCHES = {
     "retryBudget": lambda policy: policy.budget is None,
     "retryThrottling": lambda policy: policy.throttling is None,
     "adaptiveThrottle": lambda policy: policy.adaptive_throttle is None,
+    "fallback": lambda policy: not policy.method_policy("a.B/C").fallback,
     "breaker": lambda policy: policy.breakers == {},
     "admission": lambda policy: policy.admission == WIDE_OPEN,
     "attemptTimeout": lambda policy: policy.method_policy("a.B/C").attempt_timeout_s is None,
@@ -323,8 +324,14 @@ SWITCHES = {
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_each_pattern_is_switched_off_alone(loaded, switch: str) -> None:
     throttling = {"maxTokens": 10, "tokenRatio": 0.5}
-    methods = [{"name": [{}], "hedging": {}}]
-    relay = {"preset": "default", "adaptiveThrottle": {}, "methods": methods, "off": [switch]}
+    relay = {
+        "preset": "default",
+        "adaptiveThrottle": {},
+        "upstreams": {"one": {"target": "h:1"}, "two": {"target": "h:2"}},
+        "routes": [{"upstream": "one"}],
+        "methods": [{"name": [{}], "hedging": {}, "fallback": ["two"]}],
+        "off": [switch],
+    }
     policy = loaded({"retryThrottling": throttling, "relay": relay})
     assert [name for name, is_off in SWITCHES.items() if is_off(policy)] == [switch]
 

@@ -25,8 +25,11 @@ EVERYTHING_ON: dict[str, Any] = {
     "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.5},
     "relay": {
         "preset": "default",
-        "upstreams": {"shop": {"target": "h:1"}},
-        "methods": [{"name": [{}], "safety": "KEYED", "keyRequired": True, "hedging": {}}],
+        "upstreams": {"shop": {"target": "h:1"}, "spare": {"target": "h:2"}},
+        "routes": [{"upstream": "shop"}],
+        "methods": [
+            {"name": [{}], "safety": "KEYED", "keyRequired": True, "hedging": {}, "fallback": ["spare"]}
+        ],
         "adaptiveThrottle": {},
         "breaker": {"consecutiveFailures": 9, "slowCall": "2s", "stuckCall": "4s"},
         "admission": {"limit": {"kind": "gradient"}},
@@ -50,6 +53,7 @@ IS_OFF: dict[str, Callable[[RelayPolicy], bool]] = {
     "retry budget": lambda policy: policy.budget is None,
     "gRPC's retry throttling": lambda policy: policy.throttling is None,
     "adaptive throttle": lambda policy: policy.adaptive_throttle is None,
+    "fallback upstreams": lambda policy: not method(policy).fallback,
     "circuit breaker": lambda policy: not policy.breakers,
     "breaker: failures in a row": lambda policy: _said_none(policy, "consecutive_failures"),
     "breaker: failure rate": lambda policy: _said_none(policy, "failure_ratio"),
