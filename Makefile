@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 PROTOS := $(shell find protos -name '*.proto')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test up bench lint clean lock soak fuzz check-jaeger
+.PHONY: help install demo test up chaos bench bench-store lint clean lock soak fuzz check-jaeger
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -31,8 +31,15 @@ test: install ## lint, types, import directions, then every test, each part with
 up: install ## leave downstream, Toxiproxy and relay running until Ctrl-C
 	@$(BIN)/relay-chaos up
 
+chaos: install ## every scenario in full, on the embedded Toxiproxy and, where there is one, on the real (half an hour)
+	@RELAY_CHAOS_TOXIPROXY=embedded $(BIN)/relay-chaos run all --out out/chaos/embedded
+	@if $(BIN)/relay-chaos toxiproxy which | grep -q '^the real'; then $(BIN)/relay-chaos run all --out out/chaos/real; fi
+
 bench: $(VENV)/.bench ## relay, bare grpc.aio proxy and Envoy side by side
 	@$(BIN)/python -m tests.bench
+
+bench-store: install ## durable submits and keyed calls, as ratios to what this disk's fdatasync can do
+	@$(BIN)/python -m tests.bench.store
 
 $(VENV)/.bench: $(INSTALLED) requirements-bench.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-bench.lock

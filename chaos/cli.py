@@ -1,4 +1,4 @@
-"""``relay-chaos``: the tour, the stack to play with, and Toxiproxy."""
+"""``relay-chaos``: the tour, the scenarios, the stack to play with, and Toxiproxy."""
 
 import json
 import os
@@ -7,6 +7,9 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from chaos import scenario_cli
+from chaos.comparison.cli import compare
+from chaos.experiments.cli import experiment
 from chaos.toxiproxy.cli import app as toxiproxy_app
 
 # Errors of gRPC's core are ours to report; its own lines on stderr would only repeat them. Set before grpc
@@ -26,6 +29,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(toxiproxy_app, name="toxiproxy")
+app.command()(experiment)
+app.command()(compare)
+app.command("list")(scenario_cli.list_scenarios)
+app.command()(scenario_cli.run)
+app.command()(scenario_cli.explore)
+app.command()(scenario_cli.mutants)
 
 Seed = Annotated[int, typer.Option(help="Seed of every draw.")]
 

@@ -6,16 +6,16 @@ request whose serializer fails would be sent empty.
 
 import asyncio
 import itertools
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
 from chaos.history import CallRecord, HistoryWriter, Outcome
-from chaos.plan import PlannedCall
+from chaos.plan import PlannedCall, Style
 from chaos.tracing import CallTrace, ClientTracing
 
 CHANNEL_OPTIONS = (
@@ -57,6 +57,8 @@ class Ending:
     code: str
     message: str
     trailers: Trailers = field(default_factory=dict)
+    messages: int | None = None
+    """How many a stream delivered; None for a unary call."""
 
 
 GIVEN_UP = Ending("CANCELLED", "given up by the generator")
@@ -77,7 +79,7 @@ class Client:
             for number in range(channels)
         ]
         self._turn = itertools.cycle(self._channels)
-        self._methods: dict[tuple[int, str], grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]] = {}
+        self._methods: dict[tuple[int, str], Callable[..., Any]] = {}
 
     async def __aenter__(self) -> Self:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -100,27 +102,36 @@ class Client:
         """Make one call and record it. Raises nothing but the caller's own cancellation."""
         planned = errand.planned
         trace = self._tracing.begin(planned.method, self.address, recorded=planned.traced)
-        metadata = [("traceparent", trace.traceparent)]
-        if planned.key is not None:
-            metadata.append(("idempotency-key", planned.key))
         sent_s = self.history.now()
-        rpc = self._method(planned.method)(
-            planned.request, timeout=errand.timeout_s, metadata=tuple(metadata)
-        )
+        start = self._method(planned)
+        options = {"timeout": errand.timeout_s, "metadata": _metadata(planned, trace)}
         ending = GIVEN_UP
         try:
-            ending = await _ending(rpc)
+            match planned.style:
+                case Style.UNARY:
+                    ending = await _unary_ending(start(planned.request, **options))
+                case Style.SERVER_STREAM:
+                    ending = await _stream_ending(start(planned.request, **options))
+                case Style.BIDI:
+                    requests = itertools.repeat(planned.request, planned.messages)
+                    ending = await _stream_ending(start(requests, **options))
         finally:
             record = self._record(errand, ending, sent_s=sent_s, trace=trace)
             trace.end(ending.code)
             self.history.add(record)
         return record
 
-    def _method(self, method: str) -> "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]":
+    def _method(self, planned: PlannedCall) -> Callable[..., Any]:
+        """What starts a call of this method; grpc.aio's makers, one a style, have no common type."""
         channel = next(self._turn)
-        cached = self._methods.get((id(channel), method))
+        cached = self._methods.get((id(channel), planned.method))
         if cached is None:
-            cached = self._methods[id(channel), method] = channel.unary_unary(f"/{method}")
+            makers: dict[Style, Callable[[str], Any]] = {
+                Style.UNARY: channel.unary_unary,
+                Style.SERVER_STREAM: channel.unary_stream,
+                Style.BIDI: channel.stream_stream,
+            }
+            cached = self._methods[id(channel), planned.method] = makers[planned.style](f"/{planned.method}")
         return cached
 
     def _record(
@@ -149,16 +160,47 @@ class Client:
             pushback_ms=_number(trailers.get("grpc-retry-pushback-ms")),
             idempotency=_text(trailers.get("idempotency-status")),
             traced=trace.recorded if trace else False,
+            criticality=planned.criticality,
+            client=planned.client,
+            messages=ending.messages,
+            messages_due=None if planned.style is Style.UNARY else planned.messages,
         )
 
 
-async def _ending(rpc: "grpc.aio.UnaryUnaryCall[bytes, bytes]") -> Ending:
+def _metadata(planned: PlannedCall, trace: CallTrace) -> tuple[tuple[str, str], ...]:
+    named = (
+        ("traceparent", trace.traceparent),
+        ("idempotency-key", planned.key),
+        ("relay-criticality", planned.criticality),
+        ("relay-client-id", planned.client),
+    )
+    return tuple((name, value) for name, value in named if value is not None)
+
+
+async def _unary_ending(rpc: "grpc.aio.UnaryUnaryCall[bytes, bytes]") -> Ending:
     """How a call that is under way ends."""
     try:
         await rpc
         return Ending("OK", "", _as_dict(await rpc.trailing_metadata()))
     except grpc.aio.AioRpcError as error:
-        return Ending(error.code().name, error.details() or "", _as_dict(error.trailing_metadata()))
+        return _failure(error)
+
+
+async def _stream_ending(rpc: Any) -> Ending:
+    """How a stream ends, and how much it delivered before."""
+    messages = 0
+    try:
+        async for _ in rpc:
+            messages += 1
+        # A stream that was cut may end its iteration; only its status tells.
+        code, trailers = await rpc.code(), _as_dict(await rpc.trailing_metadata())
+        return Ending(code.name, await rpc.details() or "", trailers, messages)
+    except grpc.aio.AioRpcError as error:
+        return replace(_failure(error), messages=messages)
+
+
+def _failure(error: grpc.aio.AioRpcError) -> Ending:
+    return Ending(error.code().name, error.details() or "", _as_dict(error.trailing_metadata()))
 
 
 def outcome_of(code: str, trailers: Trailers) -> Outcome:

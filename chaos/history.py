@@ -1,7 +1,7 @@
 """What a run did and saw, as append-only JSON lines: the only thing that verdicts and reports are made from.
 
-Every line has a ``kind``: one ``run`` first, then ``call``, ``phase``, ``fault`` and ``load`` as they end,
-and ``charge`` for each entry of the ledger.
+Every line has a ``kind``: one ``run`` first, then ``call``, ``phase`` and ``fault`` as they end, ``load`` and
+``relay`` as the downstream and the relay are looked at, and ``charge`` for each entry of the ledger.
 Times are seconds of the monotonic clock since the run began; ``run.began_unix_ns`` ties them to the wall
 clock, and so to spans. A call whose outcome is not known stays ``unknown``: it is never rounded to a
 failure, because it may have happened.
@@ -9,15 +9,18 @@ failure, because it may have happened.
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, Generic, Self, TypeVar, cast
 
 FORMAT_VERSION = 1
+IN_MEMORY_MAX = 100_000
+"""Calls that a history read back holds in memory; beyond, they stay in the file."""
 
 
 class Outcome(Enum):
@@ -63,6 +66,14 @@ class CallRecord:
     idempotency: str | None = None
     traced: bool = False
     """Whether its spans were recorded."""
+    criticality: str | None = None
+    """The class it named."""
+    client: str | None = None
+    """The client it named."""
+    messages: int | None = None
+    """What a stream delivered; None for a unary call."""
+    messages_due: int | None = None
+    """What a sound stream delivers."""
 
     @property
     def ok(self) -> bool:
@@ -105,6 +116,35 @@ class LoadSample:
     refused: int
     in_flight: int
     queued: int
+    wasted: int = 0
+    """Work whose caller was gone, or past its deadline, when the result came."""
+    took_s: float = 0.0
+    """How long the look took, by a way that no fault of the network is on."""
+
+
+@dataclass(frozen=True, slots=True)
+class RelaySample:
+    """The relay's own statistics at a moment; counters are since its start."""
+
+    at_s: float
+    uptime_s: float
+    received: int
+    ok: int
+    errors: int
+    refused: int
+    cancelled: int
+    in_flight: int
+    queue_length: int
+    workers_busy: int
+    workers: int
+    """The limit, fixed or adaptive."""
+    attempts: int
+    retries: int
+    breaker: str = ""
+    """The state of the breaker that is furthest from closed; empty without one."""
+    breakers_refused: int = 0
+    budget_tokens: float = 0.0
+    spans_dropped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,27 +172,29 @@ class RunHead:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """A whole history in memory."""
+    """A whole history: the calls and the ledger in memory, or in their file when they are many."""
 
     head: RunHead
-    calls: tuple[CallRecord, ...] = ()
+    calls: Collection[CallRecord] = ()
     phases: tuple[Phase, ...] = ()
     faults: tuple[FaultWindow, ...] = ()
     loads: tuple[LoadSample, ...] = ()
-    ledger: tuple[LedgerEntry, ...] = ()
+    relays: tuple[RelaySample, ...] = ()
+    ledger: Collection[LedgerEntry] = ()
 
     def in_phase(self, name: str) -> tuple[CallRecord, ...]:
         """The calls of one phase."""
         return tuple(call for call in self.calls if call.phase == name)
 
 
-Entry = RunHead | CallRecord | Phase | FaultWindow | LoadSample | LedgerEntry
+Entry = RunHead | CallRecord | Phase | FaultWindow | LoadSample | RelaySample | LedgerEntry
 _KINDS: dict[str, type[Entry]] = {
     "run": RunHead,
     "call": CallRecord,
     "phase": Phase,
     "fault": FaultWindow,
     "load": LoadSample,
+    "relay": RelaySample,
     "charge": LedgerEntry,
 }
 _NAMES = {entry_type: kind for kind, entry_type in _KINDS.items()}
@@ -171,12 +213,15 @@ class HistoryWriter:
 
     path: Path
     head: RunHead
+    recent_max: int | None = None
+    """How many of the latest calls are at hand; None keeps all. A run judged from its file needs none."""
     _began_s: float = field(default_factory=time.monotonic)
-    _calls: list[CallRecord] = field(default_factory=list)
+    _calls: deque[CallRecord] = field(default_factory=deque)
     _ids: Iterator[int] = field(default_factory=lambda: count(1))
     _file: IO[str] | None = None
 
     def __enter__(self) -> Self:
+        self._calls = deque(maxlen=self.recent_max)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("w", encoding="utf-8")
         self.add(self.head)
@@ -211,7 +256,8 @@ class HistoryWriter:
 
     def take(self) -> tuple[CallRecord, ...]:
         """The calls added since the last `take`, which are then only in the file."""
-        calls, self._calls = tuple(self._calls), []
+        calls = tuple(self._calls)
+        self._calls.clear()
         return calls
 
 
@@ -260,13 +306,79 @@ def read_entries(path: Path) -> Iterator[Entry]:
                 raise HistoryError(f"{path}:{number}: {error}") from error
 
 
-def read_history(path: Path) -> History:
-    """The whole history. Raises `HistoryError` when the file is not one."""
-    by_type: dict[type[Entry], list[Any]] = {entry_type: [] for entry_type in _NAMES}
+def read_history(path: Path, in_memory_max: int = IN_MEMORY_MAX) -> History:
+    """The history of a file. Raises `HistoryError` when the file is not one.
+
+    With more than ``in_memory_max`` calls (or ledger entries) these stay in the file and are read anew
+    by whoever goes through them, so a million of them need no more memory than a few.
+    """
+    calls = _Gathered[CallRecord]("call", path, in_memory_max)
+    ledger = _Gathered[LedgerEntry]("charge", path, in_memory_max)
+    rest: dict[type[Entry], list[Any]] = {entry_type: [] for entry_type in _NAMES}
     for entry in read_entries(path):
-        by_type[type(entry)].append(entry)
-    heads = by_type[RunHead]
+        match entry:
+            case CallRecord():
+                calls.add(entry)
+            case LedgerEntry():
+                ledger.add(entry)
+            case _:
+                rest[type(entry)].append(entry)
+    heads = rest[RunHead]
     if len(heads) != 1:
         raise HistoryError(f"{path}: {len(heads)} run heads where one was due")
-    rest = (CallRecord, Phase, FaultWindow, LoadSample, LedgerEntry)
-    return History(heads[0], *(tuple(by_type[entry_type]) for entry_type in rest))
+    return History(
+        heads[0],
+        calls=calls.collected(),
+        phases=tuple(rest[Phase]),
+        faults=tuple(rest[FaultWindow]),
+        loads=tuple(rest[LoadSample]),
+        relays=tuple(rest[RelaySample]),
+        ledger=ledger.collected(),
+    )
+
+
+EntryT = TypeVar("EntryT", CallRecord, LedgerEntry)
+
+
+class Stored(Collection[EntryT]):
+    """The entries of one kind in a history file: as many passes as one likes, none of them kept."""
+
+    def __init__(self, kind: str, path: Path, count: int) -> None:
+        self._prefix = f'{{"kind":"{kind}",'
+        self._path = path
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[EntryT]:
+        with self._path.open(encoding="utf-8") as file:
+            for line in file:
+                if line.startswith(self._prefix) and line.endswith("\n"):
+                    yield cast("EntryT", decode(line))
+
+    def __contains__(self, entry: object) -> bool:
+        return any(each == entry for each in self)
+
+
+class _Gathered(Generic[EntryT]):
+    """Entries as they are read: held while they are few, only counted from then on."""
+
+    def __init__(self, kind: str, path: Path, in_memory_max: int) -> None:
+        self._kind = kind
+        self._path = path
+        self._in_memory_max = in_memory_max
+        self._held: list[EntryT] = []
+        self._count = 0
+
+    def add(self, entry: EntryT) -> None:
+        self._count += 1
+        if self._count <= self._in_memory_max:
+            self._held.append(entry)
+        else:
+            self._held.clear()
+
+    def collected(self) -> Collection[EntryT]:
+        if self._count <= self._in_memory_max:
+            return tuple(self._held)
+        return Stored(self._kind, self._path, self._count)

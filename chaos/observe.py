@@ -1,4 +1,4 @@
-"""Watching the load that really arrives: the downstream's counters, read at a steady beat.
+"""Watching while it runs: the load that really arrives at the downstream, and what the relay says of itself.
 
 Attempts are counted where they arrive and not where they are claimed, so a retry storm cannot hide.
 """
@@ -9,11 +9,15 @@ from collections.abc import AsyncIterator
 
 import grpc
 
+from chaos.client import CHANNEL_OPTIONS
 from chaos.downstream import Downstream
-from chaos.history import HistoryWriter, LoadSample
+from chaos.history import HistoryWriter, LoadSample, RelaySample
+from protos.relay.v1 import admin_pb2, admin_pb2_grpc
 
 BEAT_S = 0.1
 SAMPLE_TIMEOUT_S = 1.0
+BREAKER_STATES = ("CLOSED", "HALF_OPEN", "OPEN")
+"""From well to ill; of several breakers the worst is shown."""
 
 
 @contextlib.asynccontextmanager
@@ -33,6 +37,7 @@ async def sampling(
 async def _sample_for_ever(downstream: Downstream, history: HistoryWriter, beat_s: float) -> None:
     due_s = history.now()
     while True:
+        asked_s = history.now()
         with contextlib.suppress(grpc.aio.AioRpcError):
             counters = await downstream.counters(SAMPLE_TIMEOUT_S)
             history.add(
@@ -43,7 +48,78 @@ async def _sample_for_ever(downstream: Downstream, history: HistoryWriter, beat_
                     refused=counters.refused,
                     in_flight=counters.in_flight,
                     queued=counters.queued,
+                    wasted=counters.wasted,
+                    took_s=round(history.now() - asked_s, 6),
                 )
             )
         due_s = max(due_s + beat_s, history.now())
         await asyncio.sleep(due_s - history.now())
+
+
+@contextlib.asynccontextmanager
+async def watching_relay(
+    admin_address: str, history: HistoryWriter, beat_s: float = BEAT_S
+) -> AsyncIterator[None]:
+    """Add a `RelaySample` to the history every ``beat_s`` (0.1 s or more) while inside.
+
+    A relay that is away is watched again as soon as it is back at its address.
+    """
+    async with grpc.aio.insecure_channel(admin_address, options=CHANNEL_OPTIONS) as channel:
+        stub: admin_pb2_grpc.AdminServiceAsyncStub = admin_pb2_grpc.AdminServiceStub(channel)
+        task = asyncio.create_task(_watch_for_ever(stub, history, beat_s))
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+async def _watch_for_ever(
+    stub: "admin_pb2_grpc.AdminServiceAsyncStub", history: HistoryWriter, beat_s: float
+) -> None:
+    request = admin_pb2.WatchStatsRequest()
+    request.interval.FromMilliseconds(round(beat_s * 1000))
+    while True:
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            async for message in stub.WatchStats(request):
+                history.add(relay_sample(message.stats, history.now()))
+        await asyncio.sleep(beat_s)
+
+
+async def look_at_relay(admin_address: str, history: HistoryWriter) -> RelaySample | None:
+    """One `RelaySample` now, also added to the history; None when the relay does not answer."""
+    async with grpc.aio.insecure_channel(admin_address, options=CHANNEL_OPTIONS) as channel:
+        stub: admin_pb2_grpc.AdminServiceAsyncStub = admin_pb2_grpc.AdminServiceStub(channel)
+        try:
+            answer = await stub.GetStats(admin_pb2.GetStatsRequest(), timeout=SAMPLE_TIMEOUT_S)
+        except grpc.aio.AioRpcError:
+            return None
+    sample = relay_sample(answer.stats, history.now())
+    history.add(sample)
+    return sample
+
+
+def relay_sample(stats: admin_pb2.Stats, at_s: float) -> RelaySample:
+    """What the history keeps of the relay's statistics."""
+    calls, queue = stats.calls, stats.queue
+    breakers = [breaker for upstream in stats.upstreams for breaker in upstream.breakers]
+    return RelaySample(
+        at_s=at_s,
+        uptime_s=stats.uptime.ToTimedelta().total_seconds(),
+        received=calls.received,
+        ok=calls.ok,
+        errors=calls.errors,
+        refused=calls.refused,
+        cancelled=calls.cancelled,
+        in_flight=calls.in_flight,
+        queue_length=queue.length,
+        workers_busy=queue.workers_busy,
+        workers=queue.workers,
+        attempts=sum(method.attempts for method in stats.methods),
+        retries=sum(method.retries for method in stats.methods),
+        breaker=max((breaker.state for breaker in breakers), key=BREAKER_STATES.index, default=""),
+        breakers_refused=sum(breaker.refused for breaker in breakers),
+        budget_tokens=round(sum(upstream.retry_budget.tokens for upstream in stats.upstreams), 3),
+        spans_dropped=stats.telemetry.spans_dropped,
+    )

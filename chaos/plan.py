@@ -5,6 +5,7 @@ under test makes of it.
 """
 
 import base64
+import hashlib
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator
@@ -62,6 +63,14 @@ class Keys(Enum):
     """Each operation has its own."""
 
 
+class Style(Enum):
+    """How messages go to and fro in a call."""
+
+    UNARY = "unary"
+    SERVER_STREAM = "server-stream"
+    BIDI = "bidi"
+
+
 RequestMaker = Callable[[random.Random, str], bytes]
 
 
@@ -74,6 +83,13 @@ class CallKind:
     make_request: RequestMaker
     keys: Keys = Keys.NONE
     weight: float = 1.0
+    style: Style = Style.UNARY
+    messages: int = 1
+    """A stream's messages: how many answers a sound one has and, for `Style.BIDI`, how many are sent."""
+    criticality: str | None = None
+    """Sent as ``relay-criticality``."""
+    client: str | None = None
+    """Sent as ``relay-client-id``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +104,19 @@ class PlannedCall:
     request: bytes
     key: str | None
     traced: bool
+    style: Style = Style.UNARY
+    messages: int = 1
+    criticality: str | None = None
+    client: str | None = None
 
     def line(self) -> str:
         """It as one JSON line, to compare plans by."""
         request = base64.b64encode(self.request).decode()
-        return json.dumps(
-            [self.id, round(self.at_s, 9), self.method, self.operation, request, self.key, self.traced],
-            separators=(",", ":"),
-        )
+        drawn = [self.id, round(self.at_s, 9), self.method, self.operation, request, self.key, self.traced]
+        # Only where they say something, so that plans of calls without them stay as they were.
+        if self.style is not Style.UNARY or self.criticality or self.client:
+            drawn += [self.style.value, self.messages, self.criticality, self.client]
+        return json.dumps(drawn, separators=(",", ":"))
 
 
 def charge_request(rng: random.Random, operation: str) -> bytes:
@@ -115,9 +136,32 @@ def list_request(rng: random.Random, operation: str) -> bytes:  # noqa: ARG001 (
     return request.SerializeToString(deterministic=True)
 
 
-CHARGE = CallKind(f"{PAYMENT_SERVICE}/Charge", charge_request)
-CHARGE_KEYED = CallKind(f"{PAYMENT_SERVICE}/Charge", charge_request, keys=Keys.FRESH)
+def watch_request(messages: int) -> RequestMaker:
+    """Makes a `WatchChargesRequest` for so many made-up entries of about 1 kB, as fast as they are read."""
+    request = payment_pb2.WatchChargesRequest(max_charges=messages, padding_bytes=1000, synthetic=True)
+    body = request.SerializeToString(deterministic=True)
+    return lambda _rng, _operation: body
+
+
+def authorize_request(rng: random.Random, operation: str) -> bytes:
+    """An `AuthorizeRequest` of a drawn amount, which charges nothing."""
+    charge = payment_pb2.ChargeRequest(
+        account=f"account-{rng.randrange(100)}",
+        amount_minor=rng.randrange(100, 2_000_000),
+        currency="EUR",
+        note=operation,
+    )
+    request = payment_pb2.AuthorizeRequest(request_id=operation, charge=charge)
+    return request.SerializeToString(deterministic=True)
+
+
+CHARGE_METHOD = f"{PAYMENT_SERVICE}/Charge"
+"""The method whose effect the ledger witnesses."""
+CHARGE = CallKind(CHARGE_METHOD, charge_request)
+CHARGE_KEYED = CallKind(CHARGE_METHOD, charge_request, keys=Keys.FRESH)
 LIST = CallKind(f"{PAYMENT_SERVICE}/ListCharges", list_request)
+WATCH = CallKind(f"{PAYMENT_SERVICE}/WatchCharges", watch_request(20), style=Style.SERVER_STREAM, messages=20)
+AUTHORIZE = CallKind(f"{PAYMENT_SERVICE}/Authorize", authorize_request, style=Style.BIDI, messages=5)
 
 
 def make_plan(
@@ -143,12 +187,24 @@ def make_plan(
             request=kind.make_request(rng, operation),
             key=f"{seed}-{operation}" if kind.keys is Keys.FRESH else None,
             traced=rng.random() < traced_share,
+            style=kind.style,
+            messages=kind.messages,
+            criticality=kind.criticality,
+            client=kind.client,
         )
 
 
 def plan_lines(plan: Iterable[PlannedCall]) -> Iterator[str]:
     """The plan as text."""
     return (call.line() for call in plan)
+
+
+def plan_digest(plan: Iterable[PlannedCall]) -> tuple[int, str]:
+    """How many calls a plan has, and the SHA-256 of its lines: equal for equal plans, byte for byte."""
+    digest, count = hashlib.sha256(), 0
+    for count, line in enumerate(plan_lines(plan), start=1):  # noqa: B007 (the last count is the answer)
+        digest.update(line.encode() + b"\n")
+    return count, digest.hexdigest()
 
 
 def _arrival_times(profile: Profile, rng: random.Random) -> Iterator[float]:

@@ -9,8 +9,8 @@ import contextlib
 import errno
 import socket
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
@@ -73,6 +73,10 @@ class StackConfig:
     """Of the traces that no caller has decided on."""
     downstream_args: tuple[str, ...] = ()
     relay_args: tuple[str, ...] = ()
+    relay_program: tuple[str, ...] = (sys.executable, "-m", "relay_service")
+    """What is run as the relay; it takes the relay's verbs and flags."""
+    relay_env: Mapping[str, str] = field(default_factory=dict)
+    """Added to the environment of the relay alone."""
 
     @property
     def trace_files(self) -> tuple[Path, Path]:
@@ -112,7 +116,7 @@ class Stack:
         logs = config.run_dir / "logs"
         self.toxiproxy = ProxyProcess(PROXY_NAME, config.seed, logs)
         self._downstream = ManagedProcess("downstream", logs / "downstream.log")
-        self._relay = ManagedProcess("relay", logs / "relay.log")
+        self._relay = ManagedProcess("relay", logs / "relay.log", env=config.relay_env)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -223,7 +227,7 @@ class Stack:
     def _relay_command(self) -> list[str]:
         config = self.config
         return [
-            *(sys.executable, "-m", "relay_service", "serve", "--ready-json"),
+            *(*config.relay_program, "serve", "--ready-json"),
             *("--listen", self.addresses.relay),
             *("--admin-listen", self.addresses.relay_admin),
             *("--http-listen", self.addresses.relay_http),

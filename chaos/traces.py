@@ -18,6 +18,8 @@ from chaos.tracing import CLIENT_SERVICE_NAME
 
 KINDS = ("UNSPECIFIED", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER")
 STATUS_ERROR = 2
+SERVICES_OF_AN_ANSWER = 3
+"""Client, relay and upstream."""
 SPANS_MAX = 500_000
 """Reading stops there, so that a run's report cannot take a machine's memory."""
 
@@ -121,24 +123,38 @@ def depth_first(spans: Sequence[SpanRecord]) -> list[tuple[int, SpanRecord]]:
     return ordered
 
 
-def traces_are_whole(calls: Sequence[CallRecord], traces: Traces, minimum: int = 1) -> Finding:
+def traces_are_whole(
+    calls: Iterable[CallRecord],
+    traces: Traces,
+    minimum: int = 1,
+    *,
+    lost_between: Sequence[tuple[float, float]] = (),
+    hops: int = 1,
+) -> Finding:
     """I7: the trace of every recorded call that was answered runs unbroken from the client on.
 
     It has one root, the client's span; every other span's parent is in it; there is a span of another
     process; and, for a call the relay answered, one CLIENT span of the relay's for each attempt it counts.
+    ``lost_between``: times in which a killed process took its unwritten spans with it; calls that were out
+    then are not judged. ``hops``: relays in a row; with more than one the attempts of the first are not
+    told from those of the others, and so not counted.
     """
-    recorded = [call for call in calls if call.traced]
+    recorded = [call for call in calls if call.traced and not _out_in(call, lost_between)]
     gaps = (
         offender(call, what)
         for call in recorded
-        if (what := _gap(call, traces.get(call.trace_id, ()))) is not None
+        if (what := _gap(call, traces.get(call.trace_id, ()), hops)) is not None
     )
     return judge(
         "I7", "every recorded trace is whole, from the client to the ledger", len(recorded), gaps, minimum
     )
 
 
-def _gap(call: CallRecord, spans: Sequence[SpanRecord]) -> str | None:
+def _out_in(call: CallRecord, windows: Sequence[tuple[float, float]]) -> bool:
+    return any(call.intended_s <= end_s and call.done_s >= begin_s for begin_s, end_s in windows)
+
+
+def _gap(call: CallRecord, spans: Sequence[SpanRecord], hops: int) -> str | None:
     """What is missing in a call's trace; None when nothing is."""
     roots = [span for depth, span in depth_first(spans) if depth == 0]
     if not roots:
@@ -148,7 +164,13 @@ def _gap(call: CallRecord, spans: Sequence[SpanRecord]) -> str | None:
         return f"broken into {len(roots)} pieces ({names})"
     if len({span.service for span in spans}) == 1:
         return "ends at the client"
-    if call.attempts is not None:
+    if (
+        call.ok
+        and call.origin == "upstream"
+        and len({span.service for span in spans}) < SERVICES_OF_AN_ANSWER
+    ):
+        return "ends at the relay, though the upstream answered"
+    if call.attempts is not None and hops == 1:
         made = sum(span.kind == "CLIENT" and span.service != CLIENT_SERVICE_NAME for span in spans)
         if made != call.attempts:
             return f"{made} attempt spans for {call.attempts} attempts"

@@ -7,8 +7,8 @@ that suffered from it). In a closed loop each worker makes its next call when th
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from chaos.client import Client, Errand
 from chaos.history import CallRecord
@@ -32,27 +32,59 @@ class NaiveRetry:
     tries_max: int = 1
     pause_s: float = 0.05
 
+    def pause_after(self, record: CallRecord) -> float | None:
+        """Seconds to wait before the next try; None ends it."""
+        return None if record.ok or record.client_try >= self.tries_max else self.pause_s
+
+
+@dataclass(frozen=True, slots=True)
+class ObedientRetry(NaiveRetry):
+    """A client that tries again only if and when it is told to: gRPC's rule for pushback (gRFC A6)."""
+
+    tries_max: int = 3
+
+    def pause_after(self, record: CallRecord) -> float | None:
+        """As told by ``grpc-retry-pushback-ms``."""
+        told_ms = record.pushback_ms
+        if record.ok or record.client_try >= self.tries_max or told_ms is None or told_ms < 0:
+            return None
+        return told_ms / 1000
+
 
 NO_CLIENT_RETRY = NaiveRetry()
 
 
+PhaseOf = Callable[[float], str]
+"""The name of the phase that a moment of the plan belongs to."""
+
+
 async def run_open_loop(
-    client: Client, plan: Iterable[PlannedCall], phase: str, *, timeout_s: float, limits: Limits = Limits()
+    client: Client,
+    plan: Iterable[PlannedCall],
+    phase: str | PhaseOf,
+    *,
+    timeout_s: float,
+    limits: Limits = Limits(),
+    retry: NaiveRetry = NO_CLIENT_RETRY,
 ) -> int:
-    """Offer the plan and wait for its answers; returns how many calls it held, each of them recorded."""
+    """Offer the plan and wait for its answers; returns how many calls it held, each of them recorded.
+
+    ``phase`` is the name of the phase, or says which one a moment of the plan belongs to.
+    """
     began_s = client.history.now()
-    flying: set[asyncio.Task[CallRecord]] = set()
+    phase_of: PhaseOf = phase if callable(phase) else lambda _at_s: phase
+    flying: set[asyncio.Task[None]] = set()
     planned_count = 0
     try:
         for planned in plan:
             planned_count += 1
-            errand = Errand(planned, phase, began_s + planned.at_s, timeout_s)
+            errand = Errand(planned, phase_of(planned.at_s), began_s + planned.at_s, timeout_s)
             # Also when late: the loop must turn, or a generator that lags would send one great burst.
             await asyncio.sleep(max(0.0, errand.intended_s - client.history.now()))
             if len(flying) >= limits.in_flight_max:
                 client.unsent(errand)
                 continue
-            task = asyncio.create_task(client.call(errand))
+            task = asyncio.create_task(_see_through(client, errand, retry))
             flying.add(task)
             task.add_done_callback(flying.discard)
         if flying:
@@ -82,17 +114,21 @@ async def run_closed_loop(
 
     async def work() -> None:
         while client.history.now() < last_begin_s and (planned := next(queue, None)) is not None:
-            for client_try in range(1, retry.tries_max + 1):
-                errand = Errand(planned, phase, client.history.now(), timeout_s, client_try)
-                if (await client.call(errand)).ok:
-                    break
-                if client_try < retry.tries_max:
-                    await asyncio.sleep(retry.pause_s)
+            await _see_through(client, Errand(planned, phase, client.history.now(), timeout_s), retry)
 
     async with asyncio.TaskGroup() as group:
         for _ in range(workers):
             group.create_task(work())
     return queue.taken
+
+
+async def _see_through(client: Client, errand: Errand, retry: NaiveRetry) -> None:
+    """One operation to its last try."""
+    record = await client.call(errand)
+    while (pause_s := retry.pause_after(record)) is not None:
+        await asyncio.sleep(pause_s)
+        errand = replace(errand, intended_s=client.history.now(), client_try=errand.client_try + 1)
+        record = await client.call(errand)
 
 
 class _Counted:
@@ -111,7 +147,7 @@ class _Counted:
         return planned
 
 
-async def _give_up(flying: set[asyncio.Task[CallRecord]]) -> None:
+async def _give_up(flying: set[asyncio.Task[None]]) -> None:
     tasks = list(flying)
     for task in tasks:
         task.cancel()

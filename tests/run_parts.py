@@ -33,7 +33,8 @@ PARTS = (
     Part("integration", ("tests/integration",), 120, side_by_side=3),
     Part("conformance", ("tests/conformance",), 150),
     Part("bench tools", ("tests/bench",), 60),
-    Part("chaos", ("tests/chaos",), 150, side_by_side=2),
+    Part("chaos", ("tests/chaos/stack", "tests/chaos/report", "tests/chaos/toxiproxy"), 150, side_by_side=2),
+    Part("chaos scenarios", ("tests/chaos/lab",), 150, side_by_side=2),
 )
 
 

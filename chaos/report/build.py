@@ -1,6 +1,6 @@
 """From what was measured to the page."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from chaos.findings import Finding, Verdict
-from chaos.history import History, Phase
+from chaos.history import CallRecord, History, Phase
 from chaos.model import Interval
-from chaos.report.series import percentile_of
+from chaos.percentile import percentile_of
 from chaos.report.timeline import phase_letter, timeline
 from chaos.report.waterfall import Waterfall, waterfall
 from chaos.traces import Traces, most_telling
 
+BROKEN_SHOWN_MAX = 3
 MARGIN_S = 0.4
 """What is shown before and after a section's own phases."""
 
@@ -87,6 +88,8 @@ class Report:
     """Judged over the whole run."""
     traces: Traces
     replay_command: str
+    jaeger_url: str | None = None
+    """Where Jaeger's pages are, if the run's spans went there."""
 
 
 def write(report: Report, path: Path) -> None:
@@ -110,7 +113,7 @@ def render(report: Report) -> str:
         legend=[(phase_letter(report.history, phase), phase.title) for phase in report.history.phases],
         figures={section.name: _figure(report.history, section) for section in report.sections},
         phase_rows={section.name: _phase_rows(report.history, section) for section in report.sections},
-        waterfall=_telling_waterfall(report),
+        exhibits=_exhibits(report),
         measures=[measure for section in report.sections for measure in section.measures],
     )
 
@@ -157,6 +160,48 @@ def _phase_rows(history: History, section: Section) -> list[dict[str, Any]]:
     return rows
 
 
-def _telling_waterfall(report: Report) -> Waterfall | None:
-    call = most_telling(report.history.calls, report.traces)
-    return waterfall(call, report.traces[call.trace_id]) if call is not None else None
+@dataclass(frozen=True, slots=True)
+class Exhibit:
+    """A call worth looking into, and why."""
+
+    name: str
+    why: str
+    picture: Waterfall
+
+
+def _exhibits(report: Report) -> list[Exhibit]:
+    """The calls that broke a promise, the most telling one, the slowest; each once, if it has spans."""
+    chosen: dict[str, tuple[str, CallRecord]] = {}
+    broken = {
+        offender.trace_id: offender.what
+        for finding in _all_findings(report)
+        for offender in finding.offenders
+        if offender.trace_id and report.traces.get(offender.trace_id)
+    }
+    if broken:
+        for call in report.history.calls:
+            if call.trace_id in broken and len(chosen) < BROKEN_SHOWN_MAX:
+                chosen[call.trace_id] = (f"It broke a promise: {broken[call.trace_id]}", call)
+    telling = most_telling(report.history.calls, report.traces)
+    if telling is not None:
+        chosen.setdefault(telling.trace_id, ("One call, seen from inside", telling))
+    if report.history.relays:
+        slowest = max(
+            (call for call in report.history.calls if report.traces.get(call.trace_id)),
+            key=lambda call: call.latency_s,
+            default=None,
+        )
+        if slowest is not None:
+            chosen.setdefault(slowest.trace_id, ("The slowest call that was traced", slowest))
+    pictures = ((why, waterfall(call, report.traces[call.trace_id])) for why, call in chosen.values())
+    return [
+        Exhibit(f"trace-{number}", why, picture)
+        for number, (why, picture) in enumerate(pictures)
+        if picture is not None
+    ]
+
+
+def _all_findings(report: Report) -> Iterator[Finding]:
+    yield from report.findings
+    for section in report.sections:
+        yield from section.findings

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from chaos.history import CallRecord, LoadSample
+from chaos.percentile import percentile_of
 
 SLICES_MAX = 1000
 
@@ -67,14 +68,6 @@ def latency_ms(calls: Sequence[CallRecord], slices: Slices, percentile: float) -
         if call.sent_s is not None and (number := slices.index(call.intended_s)) is not None:
             by_slice[number].append(call.latency_s * 1000)
     return [percentile_of(values, percentile) for values in by_slice]
-
-
-def percentile_of(values: Sequence[float], percentile: float) -> float:
-    """The nearest-rank percentile (0 to 100); NaN of nothing."""
-    if not values:
-        return math.nan
-    ranked = sorted(values)
-    return ranked[max(0, math.ceil(percentile / 100 * len(ranked)) - 1)]
 
 
 def arrivals(samples: Sequence[LoadSample], slices: Slices) -> list[float]:

@@ -1,5 +1,6 @@
 """The picture of a run: what callers got, what the downstream got, how long it took; one time axis."""
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import TypeVar
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from chaos.history import CallRecord, FaultWindow, History, Phase
+from chaos.history import CallRecord, FaultWindow, History, Phase, RelaySample
 from chaos.report.series import Slices, arrivals, latency_ms, outcomes, slices_between
 from chaos.report.svg import STYLE, Tint, inline
 
@@ -24,27 +25,42 @@ LABEL_IN_PER_CHAR = 0.075
 """How wide a label is drawn, about."""
 SECONDS_SHOWN_MIN = 0.5
 LATENCY_FLOOR_MS = 0.5
+RELAY_IN = 2.2
+RELAY_RATIOS = (2.4, 0.35)
+LIMIT_SHOWN_MAX = 4
+BREAKER_TINTS = {"CLOSED": Tint.BAND, "HALF_OPEN": Tint.SHED, "OPEN": Tint.BAD}
 
 Window = TypeVar("Window", Phase, FaultWindow)
 
 
 def timeline(history: History, name: str, title: str, begin_s: float, end_s: float) -> Markup:
-    """A strip of phases and faults above three panels, from ``begin_s`` to ``end_s``."""
+    """A strip of phases and faults above three panels, from ``begin_s`` to ``end_s``.
+
+    Below, where the relay was watched: its queue, its limit and what is under way, and its breaker.
+    """
     calls = [call for call in history.calls if begin_s <= call.intended_s <= end_s]
     span_s = max(end_s - begin_s, SECONDS_SHOWN_MIN)
     wide = slices_between(begin_s, begin_s + span_s, max(OUTCOME_SLICE_MIN_S, span_s / OUTCOME_SLICES))
     narrow = slices_between(begin_s, begin_s + span_s, LOAD_SLICE_S)
     with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH_IN, HEIGHT_IN), layout="constrained")
-        strip, success, load, latency = figure.subplots(4, 1, sharex=True, height_ratios=[0.75, 3, 3, 2.4])
+        watched = [sample for sample in history.relays if begin_s <= sample.at_s <= end_s]
+        inside = RELAY_RATIOS if watched else ()
+        figure = Figure(figsize=(WIDTH_IN, HEIGHT_IN + RELAY_IN * bool(watched)), layout="constrained")
+        ratios = [0.75, 3, 3, 2.4, *inside]
+        strip, success, load, latency, *relay = figure.subplots(
+            len(ratios), 1, sharex=True, height_ratios=ratios
+        )
         _draw_strip(strip, history, begin_s, begin_s + span_s)
         _draw_outcomes(success, calls, wide)
         _draw_load(load, history, calls, narrow)
         _draw_latency(latency, calls, wide)
-        for axes in (success, load, latency):
+        if watched:
+            _draw_relay(relay[0], relay[1], watched)
+        for axes in (success, load, latency, *relay[:1]):
             _shade(axes, history, begin_s, begin_s + span_s)
-        latency.set_xlim(begin_s, begin_s + span_s)
-        latency.set_xlabel("seconds since the run began")
+        lowest = relay[-1] if relay else latency
+        lowest.set_xlim(begin_s, begin_s + span_s)
+        lowest.set_xlabel("seconds since the run began")
     return inline(figure, name, title, _description(history, calls, begin_s, end_s))
 
 
@@ -150,6 +166,38 @@ def _draw_latency(axes: Axes, calls: Sequence[CallRecord], slices: Slices) -> No
     _legend(axes)
 
 
+def _draw_relay(inside: Axes, breaker: Axes, samples: Sequence[RelaySample]) -> None:
+    """What the relay says of itself: attempts under way, their limit, the queue; and the breaker below."""
+    moments = [sample.at_s for sample in samples]
+    highest = max(1, *(max(sample.workers_busy, sample.queue_length) for sample in samples))
+    # A limit far above what is used would flatten the rest; it is drawn where it matters.
+    limits = [
+        sample.workers if sample.workers <= LIMIT_SHOWN_MAX * highest else math.nan for sample in samples
+    ]
+    for label, values, tint, style in (
+        ("limit", limits, Tint.FAULT, "--"),
+        ("attempts under way", [sample.workers_busy for sample in samples], Tint.LOAD, "-"),
+        ("queue", [sample.queue_length for sample in samples], Tint.SHED, "-"),
+    ):
+        if all(math.isnan(value) for value in values):
+            continue
+        inside.step(
+            moments, values, where="post", color=tint.value, linewidth=1.2, linestyle=style, label=label
+        )
+    inside.set_ylim(bottom=0)
+    inside.set_ylabel("relay")
+    _legend(inside)
+    for sample, after in pairwise(samples):
+        if (state := BREAKER_TINTS.get(sample.breaker)) is not None:
+            breaker.add_patch(
+                Rectangle((sample.at_s, 0), after.at_s - sample.at_s, 1, facecolor=state.value, linewidth=0)
+            )
+    breaker.set_ylim(0, 1)
+    breaker.set_yticks([0.5], ["breaker"])
+    breaker.tick_params(axis="y", length=0)
+    breaker.grid(visible=False)
+
+
 def _legend(axes: Axes) -> None:
     """Above its panel, at the right, where no data is."""
     handles, _ = axes.get_legend_handles_labels()
@@ -191,4 +239,17 @@ def _description(history: History, calls: Sequence[CallRecord], begin_s: float, 
     return (
         f"{total} calls: {good} OK, {shed} shed, {total - good - shed} failed. "
         f"{arrived} attempts arrived at the downstream. Faults: {windows or 'none'}."
+        f"{_relay_in_words(history, begin_s, end_s)}"
+    )
+
+
+def _relay_in_words(history: History, begin_s: float, end_s: float) -> str:
+    watched = [sample for sample in history.relays if begin_s <= sample.at_s <= end_s]
+    if not watched:
+        return ""
+    limits = [sample.workers for sample in watched]
+    states = dict.fromkeys(sample.breaker for sample in watched if sample.breaker)
+    return (
+        f" In the relay the queue reached {max(sample.queue_length for sample in watched)}, the limit lay "
+        f"between {min(limits)} and {max(limits)}; breaker: {', '.join(states) or 'none'}."
     )

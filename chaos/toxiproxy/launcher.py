@@ -22,6 +22,8 @@ from chaos.toxiproxy.identity import EMBEDDED_SERVER
 from chaos.toxiproxy.install import BINARY, cache_dir
 
 URL_VARIABLE: Final = "TOXIPROXY_URL"
+KIND_VARIABLE: Final = "RELAY_CHAOS_TOXIPROXY"
+"""``embedded`` passes over every real one."""
 READY_TIMEOUT_S: Final = 10.0
 READY_POLL_S: Final = 0.02
 PROBE_TIMEOUT_S: Final = 1.0
@@ -66,7 +68,12 @@ Choice = Running | Binary | Embedded
 
 
 def find(environ: Mapping[str, str] = os.environ, cwd: Path | None = None) -> Choice:
-    """Which Toxiproxy to use: TOXIPROXY_URL, else a binary (PATH, then cache), else the embedded server."""
+    """Which Toxiproxy to use: TOXIPROXY_URL, else a binary (PATH, then cache), else the embedded server.
+
+    With ``RELAY_CHAOS_TOXIPROXY=embedded`` the embedded one in any case.
+    """
+    if environ.get(KIND_VARIABLE, "") == "embedded":
+        return Embedded()
     url = environ.get(URL_VARIABLE, "")
     if url:
         return Running(url)

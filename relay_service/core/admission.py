@@ -114,6 +114,7 @@ class Admission(Generic[Ticket]):
         "_room",
         "_service",
         "_streams",
+        "_told_until",
     )
 
     def __init__(self, policy: AdmissionPolicy, now: float) -> None:
@@ -127,6 +128,7 @@ class Admission(Generic[Ticket]):
         self._displaced = 0
         self._limit = make_limit(policy, now)
         self._drain = DrainRate(now)
+        self._told_until = now
         self._service = ServiceTime(policy.feasibility_quantile or 0.9)
 
     @property
@@ -305,10 +307,19 @@ class Admission(Generic[Ticket]):
         return self._drain.per_second(now)
 
     def pushback_s(self, now: float, rng: Random) -> float:
-        """When a refused caller should return: the time the queue needs to empty, times 0.5 to 1.5."""
+        """When a refused caller should return: once the queue is empty and those told before had their turn.
+
+        Each refusal books the next free turn at the drain rate, so that a spike's callers come back one after
+        another and not all when the queue is empty, to be refused again. Jittered by 0.75 to 1.25.
+        """
         rate = self._drain.per_second(now)
-        drained_in_s = (self._queued + 1) / rate if rate > 0.0 else PUSHBACK_UNKNOWN_S
-        return min(PUSHBACK_MAX_S, max(PUSHBACK_MIN_S, drained_in_s)) * rng.uniform(0.5, 1.5)
+        if rate <= 0.0:
+            return PUSHBACK_UNKNOWN_S * rng.uniform(0.5, 1.5)
+        turn_s = 1.0 / rate
+        emptied_at = now + (self._queued + 1) * turn_s
+        # Not all who are told return: what is booked ahead is bounded.
+        self._told_until = min(max(self._told_until + turn_s, emptied_at), now + PUSHBACK_MAX_S)
+        return max(PUSHBACK_MIN_S, self._told_until - now) * rng.uniform(0.75, 1.25)
 
     def stream_pushback_s(self, rng: Random) -> float:
         """When a refused streaming call should return; how long the others will last, nobody can know."""

@@ -77,7 +77,7 @@ def _let_delayed_pass(now: float) -> Transaction[None]:
 
 
 def _take_back(now: float) -> Transaction[None]:
-    """Leases that ran out: the job is ready again, and its late worker's fence is stale."""
+    """Leases that ran out: the job is ready again, and what its late worker writes changes nothing."""
     rows = yield Run(
         "SELECT seq, id, worker FROM jobs WHERE state = 'running' AND lease_until <= $1"
         f" ORDER BY lease_until LIMIT $2 {SKIP_LOCKED}",
@@ -85,8 +85,8 @@ def _take_back(now: float) -> Transaction[None]:
     )
     for number, job_id, worker in rows:
         yield Run(
-            "UPDATE jobs SET state = 'pending', gate = 0, fence = fence + 1, lost_leases = lost_leases + $2,"
-            " worker = '', lease_until = 0, started_at = 0 WHERE seq = $1",
+            "UPDATE jobs SET state = 'pending', gate = 0, lost_leases = lost_leases + $2, worker = '',"
+            " lease_until = 0, started_at = 0 WHERE seq = $1",
             (number, 1 if worker else 0),
         )
         yield Notify(job_topic(job_id))

@@ -208,7 +208,9 @@ _POLICY = {
     "relay": {
         "methods": [
             {"name": [{"service": "bad.Network", "method": "Echo"}], "safety": "IDEMPOTENT", "unary": True}
-        ]
+        ],
+        # It would soon spare a link that cuts every connection all further calls.
+        "off": ["breaker"],
     },
 }
 

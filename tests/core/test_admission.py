@@ -99,19 +99,32 @@ def test_a_worker_that_is_not_needed_goes_to_the_next_and_teaches_nothing() -> N
     assert (gate.busy, gate.drain_per_second(0.0)) == (1, 1.0)
 
 
-def test_pushback_follows_the_drain_rate_and_is_jittered() -> None:
+def draining(per_second: int) -> tuple[Admission[int], float]:
+    """A gate with ten waiting, which has drained steadily for three seconds; and the time."""
     gate = admission(workers=1, queue=10)
     for ticket in range(11):
         gate.offer(ticket, PLAIN, 0.0)
     now = 0.0
-    for ticket in range(100, 400):  # 100 departures per second for three seconds
-        now += 0.01
+    for ticket in range(100, 100 + 3 * per_second):
+        now += 1 / per_second
         handed(gate, now)
         gate.offer(ticket, PLAIN, 0.0)
+    return gate, now
+
+
+def test_pushback_follows_the_drain_rate_and_is_jittered() -> None:
+    told = [gate.pushback_s(now, Random(seed)) for seed in range(50) for gate, now in [draining(100)]]
+    assert sum(told) / len(told) == pytest.approx(0.11, rel=0.15)  # eleven ahead, 100 a second
+    assert max(told) > 1.4 * min(told)
+
+
+def test_callers_refused_together_are_told_to_return_one_after_another() -> None:
+    gate, now = draining(100)
     rng = Random(2)
     told = [gate.pushback_s(now, rng) for _ in range(200)]
-    assert sum(told) / len(told) == pytest.approx(0.11, rel=0.15)  # eleven ahead, 100 a second
-    assert max(told) > 1.5 * min(told)
+    late, early = sum(told[-20:]) / 20, sum(told[:20]) / 20
+    assert late - early == pytest.approx(1.8, rel=0.2)  # 180 turns between them, 100 a second
+    assert max(gate.pushback_s(now, rng) for _ in range(5_000)) <= PUSHBACK_MAX_S * 1.25
 
 
 def test_pushback_is_bounded_when_nothing_drains() -> None:
@@ -122,7 +135,7 @@ def test_pushback_is_bounded_when_nothing_drains() -> None:
     for _ in range(100_000):
         gate.offer(1, PLAIN, 0.0)
         handed(gate)
-    assert PUSHBACK_MIN_S * 0.5 <= gate.pushback_s(0.0, Random(1)) <= PUSHBACK_MIN_S * 1.5
+    assert PUSHBACK_MIN_S * 0.75 <= gate.pushback_s(0.0, Random(1)) <= PUSHBACK_MIN_S * 1.25
     assert gate.pushback_s(60.0, Random(1)) <= PUSHBACK_MAX_S * 1.5
 
 

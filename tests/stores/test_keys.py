@@ -71,6 +71,7 @@ async def test_a_stale_fence_changes_nothing(store: Store, other: Store, make: A
     assert not await store.release(scope, old.fence)
     assert not await store.put_letter(make.letter(died_at=store.now()), scope, old.fence, DAY_S)
     await store.renew("relay-1", [(scope, old.fence)], 10 * DAY_S)
+    await store.renew("relay-2", [(scope, old.fence)], 10 * DAY_S)
     assert await store.look_up(scope) == new
 
 

@@ -52,7 +52,14 @@ class PostgresStore(TransactionalStore):
         """See `Store`."""
         try:
             await self._open()
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError, ValueError) as error:
+        except ValueError:
+            await self.close()
+            # What the driver says of an address it cannot read may hold a part of the password.
+            raise StoreError(
+                f"the address of the store {self._where} cannot be understood:"
+                " are user and password percent-encoded?"
+            ) from None
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
             await self.close()
             mapped = as_store_error(error, self._where)
             if mapped is error:

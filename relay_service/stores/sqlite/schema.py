@@ -93,8 +93,9 @@ END;
 
 _STORE = """
 CREATE TABLE store (only INTEGER PRIMARY KEY CHECK (only = 1),
-  last_fence INTEGER NOT NULL, clock REAL NOT NULL);
-INSERT INTO store VALUES (1, 0, 0);
+  last_fence INTEGER NOT NULL, clock REAL NOT NULL,
+  probes INTEGER NOT NULL);
+INSERT INTO store VALUES (1, 0, 0, 0);
 """
 
 MIGRATIONS = (_STORE + _KEYS + _JOBS + _LETTERS,)

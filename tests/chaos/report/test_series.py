@@ -5,7 +5,8 @@ import math
 import pytest
 
 from chaos.history import LoadSample
-from chaos.report.series import SLICES_MAX, arrivals, latency_ms, outcomes, percentile_of, slices_between
+from chaos.percentile import percentile_of
+from chaos.report.series import SLICES_MAX, arrivals, latency_ms, outcomes, slices_between
 
 
 def sample(at_s, calls):

@@ -5,7 +5,7 @@ the relay's ``relay-outcome``) is held against the ledger, which is the only wit
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 
 from chaos.findings import Finding, Offender, Verdict, judge, offender
 from chaos.history import CallRecord, LedgerEntry, Outcome
@@ -17,8 +17,9 @@ from chaos.model import (
     mean_interval,
     success_probability,
 )
+from chaos.plan import CHARGE_METHOD
 
-Calls = Sequence[CallRecord]
+Calls = Collection[CallRecord]
 Ledger = Collection[LedgerEntry]
 
 DEADLINE_SLACK_S = 0.25
@@ -39,44 +40,59 @@ def answered_in_time(calls: Calls, slack_s: float = DEADLINE_SLACK_S) -> Finding
     return judge("I1", f"every call is answered by its deadline (+{slack_s:g} s)", len(calls), late())
 
 
-def at_most_one_effect(ledger: Ledger) -> Finding:
-    """I2: whatever failed, and however often it was tried, an operation is in the ledger at most once."""
+def at_most_one_effect(ledger: Ledger, calls: Calls = ()) -> Finding:
+    """I2: whatever failed, and however often it was tried, an operation is in the ledger at most once.
+
+    With the ``calls``, an offender carries the id and the trace of the call that was paid for twice.
+    """
     entries = Counter(entry.operation for entry in ledger)
-    doubled = (
-        Offender(None, operation, "", f"{operation} was charged {count} times")
-        for operation, count in entries.items()
-        if count > 1
-    )
-    return judge("I2", "no operation was charged twice", len(ledger), doubled)
+    doubled = {operation: count for operation, count in entries.items() if count > 1}
+    made_by = {call.operation: call for call in calls if call.operation in doubled} if doubled else {}
+
+    def offenders() -> Iterator[Offender]:
+        for operation, count in doubled.items():
+            what = f"{operation} was charged {count} times"
+            call = made_by.get(operation)
+            yield offender(call, what) if call is not None else Offender(None, operation, "", what)
+
+    return judge("I2", "no operation was charged twice", len(ledger), offenders())
 
 
-def answers_match_ledger(calls: Calls, ledger: Ledger) -> Finding:
+def answers_match_ledger(
+    calls: Calls, ledger: Ledger, methods: Collection[str] = frozenset({CHARGE_METHOD})
+) -> Finding:
     """I2: OK means the effect exists, and a definite refusal of every try means it does not.
 
-    Calls whose outcome is unknown may go either way. Operations with tries of both kinds are judged by
-    the OK alone.
+    Only calls of ``methods`` are judged, the others have no effect that the ledger could witness. Calls
+    whose outcome is unknown may go either way. Operations with tries of both kinds are judged by the OK
+    alone.
     """
     charged = {entry.operation for entry in ledger}
-    succeeded = {call.operation for call in calls if call.outcome is Outcome.EXECUTED}
-    open_ended = {call.operation for call in calls if call.outcome is Outcome.UNKNOWN}
+    excused: set[str] = set()
+    decided = 0
+    for call in calls:
+        if call.method in methods:
+            decided += call.outcome in (Outcome.EXECUTED, Outcome.NOT_EXECUTED)
+            if call.outcome in (Outcome.EXECUTED, Outcome.UNKNOWN):
+                excused.add(call.operation)
 
     def lies() -> Iterator[Offender]:
         for call in calls:
+            if call.method not in methods:
+                continue
+            in_ledger = call.operation in charged
             match call.outcome:
-                case Outcome.EXECUTED if call.operation not in charged:
+                case Outcome.EXECUTED if not in_ledger:
                     yield offender(
                         call, f"{call.operation} was answered {call.code} and is not in the ledger"
                     )
-                case Outcome.NOT_EXECUTED | Outcome.UNSENT if (
-                    call.operation in charged - succeeded - open_ended
-                ):
+                case Outcome.NOT_EXECUTED | Outcome.UNSENT if in_ledger and call.operation not in excused:
                     yield offender(
                         call, f"{call.operation} was refused with {call.code} and is in the ledger"
                     )
                 case _:
                     pass
 
-    decided = sum(call.outcome in (Outcome.EXECUTED, Outcome.NOT_EXECUTED) for call in calls)
     return judge("I2", "OK is in the ledger, a definite refusal is not", decided, lies())
 
 

@@ -1,0 +1,249 @@
+"""The hands: a fault value in, the world broken for as long as a block lasts, mended for certain after it.
+
+Every fault undoes itself also when its block fails or is cancelled. What cannot be undone because the
+world is gone (the run is being ended) is left to the stack, whose end takes every process with it.
+"""
+
+import asyncio
+import contextlib
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from chaos.collector import Collector
+from chaos.faults.board import Board
+from chaos.faults.clock import ShiftedClock
+from chaos.faults.kinds import (
+    Capacity,
+    ClockStep,
+    CollectorDown,
+    DownstreamKind,
+    Failing,
+    Fault,
+    FaultError,
+    Flapping,
+    Flood,
+    Hanging,
+    Kill,
+    Link,
+    Partition,
+    Pause,
+    Resets,
+    Restart,
+    Slow,
+    ToxicFault,
+)
+from chaos.history import FaultWindow, HistoryWriter
+from chaos.schedule import Schedule, TimedFault
+from chaos.stack import Member, Stack
+from chaos.toxiproxy.client import Proxy, Stream
+from chaos.toxiproxy.errors import NotFoundError
+
+
+@dataclass(slots=True)
+class Rig:
+    """All that can be broken. State: who is being broken, so that two faults of one process take turns."""
+
+    stack: Stack
+    links: Mapping[Link, Proxy]
+    board: Board
+    history: HistoryWriter
+    collector: Collector | None = None
+    clock: ShiftedClock | None = None
+    _busy: defaultdict[object, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
+
+    def turn(self, what: object) -> asyncio.Lock:
+        """Held while something is broken that only one fault at a time can break."""
+        return self._busy[what]
+
+
+async def play(schedule: Schedule, rig: Rig, began_s: float) -> None:
+    """Break and mend everything at its time, counted from ``began_s`` on the history's clock.
+
+    Returns when the last fault is mended. When one cannot be set the others are mended at once, and its
+    error is raised (in an `ExceptionGroup`).
+    """
+    async with asyncio.TaskGroup() as group:
+        for number, timed in enumerate(schedule.faults):
+            group.create_task(_play_one(f"fault-{number}", timed, rig, began_s))
+
+
+async def _play_one(name: str, timed: TimedFault, rig: Rig, began_s: float) -> None:
+    await _until(began_s + timed.at_s, rig.history)
+    async with injected(timed.fault, name, rig):
+        await _until(began_s + timed.end_s, rig.history)
+
+
+async def _until(at_s: float, history: HistoryWriter) -> None:
+    await asyncio.sleep(max(0.0, at_s - history.now()))
+
+
+@contextlib.asynccontextmanager
+async def injected(fault: Fault, name: str, rig: Rig) -> AsyncIterator[None]:
+    """The fault for the length of the block, and its window in the history."""
+    async with contextlib.AsyncExitStack() as undoing:
+        begin_s = rig.history.now()
+        undoing.callback(lambda: rig.history.add(FaultWindow(name, fault.title, begin_s, rig.history.now())))
+        await undoing.enter_async_context(_broken(fault, name, rig))
+        yield
+
+
+def _broken(  # noqa: C901 (one line for each kind of fault: the table of them all)
+    fault: Fault, name: str, rig: Rig
+) -> contextlib.AbstractAsyncContextManager[None]:
+    match fault:
+        case ToxicFault(link, type_, attributes, stream):
+            return _toxic(rig.links[link], name, type_, stream, dict(attributes))
+        case Partition(link):
+            return _partition(rig, link)
+        case Flapping(link, every_ms, down_ms):
+            return _again_and_again(lambda: _partition(rig, link), every_ms, down_ms)
+        case Resets(link, every_ms, on_ms):
+            proxy = rig.links[link]
+            return _again_and_again(
+                lambda: _toxic(proxy, name, "reset_peer", "downstream", {}), every_ms, on_ms
+            )
+        case Kill(member):
+            return _killed(rig, member)
+        case Pause(member):
+            return _paused(rig, member)
+        case Restart(member):
+            return _restarted(rig, member)
+        case Failing() | Slow() | Hanging() | Capacity():
+            return _troubled(rig, name, fault)
+        case CollectorDown():
+            return _collector_down(rig)
+        case ClockStep(step_s):
+            return _clock_stepped(rig, step_s)
+        case Flood():
+            return contextlib.nullcontext()
+
+
+@contextlib.asynccontextmanager
+async def _toxic(
+    proxy: Proxy, name: str, type_: str, stream: Stream, attributes: dict[str, int]
+) -> AsyncIterator[None]:
+    await _finished(asyncio.to_thread(_add_toxic, proxy, name, type_, stream, attributes))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(NotFoundError):
+            await _finished(asyncio.to_thread(proxy.remove_toxic, name))
+
+
+def _add_toxic(proxy: Proxy, name: str, type_: str, stream: Stream, attributes: dict[str, int]) -> None:
+    proxy.add_toxic(type_, stream=stream, name=name, **attributes)
+
+
+@contextlib.asynccontextmanager
+async def _partition(rig: Rig, link: Link) -> AsyncIterator[None]:
+    proxy = rig.links[link]
+    async with rig.turn(link):
+        await _finished(asyncio.to_thread(proxy.disable))
+        try:
+            yield
+        finally:
+            await _finished(asyncio.to_thread(proxy.enable))
+
+
+@contextlib.asynccontextmanager
+async def _again_and_again(make: Any, every_ms: int, on_ms: int) -> AsyncIterator[None]:
+    """A fault for ``on_ms`` at the end of every ``every_ms``, while the block lasts."""
+
+    async def pulse() -> None:
+        while True:
+            await asyncio.sleep((every_ms - on_ms) / 1000)
+            async with make():
+                await asyncio.sleep(on_ms / 1000)
+
+    task = asyncio.create_task(pulse())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+@contextlib.asynccontextmanager
+async def _killed(rig: Rig, member: Member) -> AsyncIterator[None]:
+    async with rig.turn(member):
+        await rig.stack.kill(member)
+        try:
+            yield
+        finally:
+            await _finished(_start_again(rig, member))
+
+
+@contextlib.asynccontextmanager
+async def _restarted(rig: Rig, member: Member) -> AsyncIterator[None]:
+    async with rig.turn(member):
+        await _finished(_start_again(rig, member))
+        yield
+
+
+async def _start_again(rig: Rig, member: Member) -> None:
+    await rig.stack.restart(member)
+    if member is Member.DOWNSTREAM:
+        await rig.board.tell()
+
+
+@contextlib.asynccontextmanager
+async def _paused(rig: Rig, member: Member) -> AsyncIterator[None]:
+    async with rig.turn(member):
+        rig.stack.pause(member)
+        try:
+            yield
+        finally:
+            rig.stack.resume(member)
+
+
+@contextlib.asynccontextmanager
+async def _troubled(rig: Rig, name: str, fault: DownstreamKind) -> AsyncIterator[None]:
+    rig.board.put(name, fault)
+    await _told(rig)
+    try:
+        yield
+    finally:
+        rig.board.take(name)
+        await _finished(_told(rig))
+
+
+async def _told(rig: Rig) -> None:
+    """Tell the downstream, once it is neither dead nor stopped."""
+    async with rig.turn(Member.DOWNSTREAM):
+        await rig.board.tell()
+
+
+@contextlib.asynccontextmanager
+async def _collector_down(rig: Rig) -> AsyncIterator[None]:
+    collector = rig.collector
+    if collector is None:
+        raise FaultError("there is no collector to take down: the scenario's stack has none")
+    await collector.down()
+    try:
+        yield
+    finally:
+        await _finished(collector.up())
+
+
+@contextlib.asynccontextmanager
+async def _clock_stepped(rig: Rig, step_s: int) -> AsyncIterator[None]:
+    if rig.clock is None:
+        raise FaultError("the relay has no clock of its own to step: the scenario's stack gives it none")
+    rig.clock.step(step_s)
+    try:
+        yield
+    finally:
+        rig.clock.step(0)
+
+
+async def _finished(step: Awaitable[Any]) -> None:
+    """The step to its end, also when we are cancelled meanwhile: half a step could not be undone."""
+    task = asyncio.ensure_future(step)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await task
+        raise

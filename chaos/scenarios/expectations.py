@@ -1,0 +1,274 @@
+"""What a scenario expects besides what is always promised: small values that turn evidence into a finding."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from chaos import invariants
+from chaos.evidence import FAULT, RECOVERY, STEADY, Evidence
+from chaos.findings import Finding, Verdict, offender
+from chaos.findings import judge as judge_all
+from chaos.percentile import percentile_of
+
+MINIMUM_CALLS = 30
+SETTLED = 0.45
+"""The share of an overload that a limit is given to find itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """A sentence for people, and its judge."""
+
+    words: str
+    judge: Callable[[Evidence], Finding]
+
+
+def success_during_fault(share: float) -> Expectation:
+    """Callers hardly notice the fault."""
+
+    def judge(evidence: Evidence) -> Finding:
+        window = evidence.struck
+        calls = evidence.calls_between(window.begin_s, window.end_s)
+        return invariants.success_at_least(calls, share, MINIMUM_CALLS, of="calls during the fault")
+
+    return Expectation(f"at least {share:.1%} succeed during the fault", judge)
+
+
+def success_throughout(share: float) -> Expectation:
+    """Of all calls of the run."""
+
+    def judge(evidence: Evidence) -> Finding:
+        calls = evidence.calls_in(STEADY, FAULT, RECOVERY)
+        return invariants.success_at_least(invariants.final_tries(calls), share, MINIMUM_CALLS)
+
+    return Expectation(f"at least {share:.1%} of all calls succeed", judge)
+
+
+def goodput(capacity_per_s: float, share: float, settled: float = SETTLED) -> Expectation:
+    """Goodput near capacity in the fault, ``settled`` of its time given for the limit to be found."""
+
+    def judge(evidence: Evidence) -> Finding:
+        window = evidence.struck
+        begin_s = window.begin_s + settled * (window.end_s - window.begin_s)
+        return invariants.goodput_at_least(
+            evidence.calls,
+            begin_s=begin_s,
+            end_s=window.end_s,
+            capacity_per_s=capacity_per_s,
+            share=share,
+            minimum=MINIMUM_CALLS,
+        )
+
+    return Expectation(f"goodput of at least {share:.0%} of {capacity_per_s:g} calls/s", judge)
+
+
+def class_served(criticality: str, share: float) -> Expectation:
+    """A class keeps its service in the flood."""
+
+    def judge(evidence: Evidence) -> Finding:
+        calls = evidence.calls_in(FAULT)
+        return invariants.class_is_served(calls, criticality, share, MINIMUM_CALLS)
+
+    return Expectation(f"at least {share:.1%} of {criticality} calls succeed", judge)
+
+
+def useful_refusals(fast_s: float) -> Expectation:
+    """What is refused is told why and when to return, at once."""
+
+    def judge(evidence: Evidence) -> Finding:
+        return invariants.refusals_are_useful(evidence.calls, fast_s, minimum=10)
+
+    return Expectation(f"refusals are typed, timed and come within {fast_s:g} s", judge)
+
+
+def fast_refusals(within_s: float, share: float = 0.9) -> Expectation:
+    """Most of what is refused is refused at the door, and not after a wait."""
+
+    def judge(evidence: Evidence) -> Finding:
+        refused = [call for call in evidence.calls if call.code == "RESOURCE_EXHAUSTED"]
+        statement = f"{share:.0%} of refusals come within {within_s:g} s"
+        if len(refused) < MINIMUM_CALLS:
+            return Finding("I5", statement, Verdict.COULD_NOT_TELL, f"only {len(refused)} refusals")
+        fast = sum(call.latency_s <= within_s for call in refused) / len(refused)
+        verdict = Verdict.HELD if fast >= share else Verdict.BROKEN
+        detail = f"{fast:.1%} of {len(refused):,}"
+        return Finding("I5", statement, verdict, detail, measured=fast, expected=share)
+
+    return Expectation(f"{share:.0%} of refusals come within {within_s:g} s", judge)
+
+
+def little_waste(share: float) -> Expectation:
+    """The downstream works for those who still wait."""
+
+    def judge(evidence: Evidence) -> Finding:
+        window = evidence.struck
+        begin_s = window.begin_s + SETTLED * (window.end_s - window.begin_s)
+        samples = evidence.loads_between(begin_s, window.end_s)
+        return invariants.little_work_wasted(samples, share, MINIMUM_CALLS)
+
+    return Expectation(f"at most {share:.0%} of the work is for nobody", judge)
+
+
+def amplification(ratio: float, burst: float = 20) -> Expectation:
+    """Attempts that arrive for each call, over the run."""
+
+    def judge(evidence: Evidence) -> Finding:
+        return invariants.amplification_at_most(
+            evidence.history.loads, evidence.calls, ratio, burst, MINIMUM_CALLS
+        )
+
+    return Expectation(f"at most {ratio:g} attempts arrive for each call", judge)
+
+
+def fast_failure(within_s: float, share: float = 0.9) -> Expectation:
+    """Callers of a dead upstream are told so soon, instead of waiting for their deadlines."""
+
+    def judge(evidence: Evidence) -> Finding:
+        window = evidence.struck
+        middle_s = (window.begin_s + window.end_s) / 2
+        failed = [call for call in evidence.calls_between(middle_s, window.end_s) if not call.ok]
+        statement = f"{share:.0%} of the failures of a dead upstream are told within {within_s:g} s"
+        if len(failed) < MINIMUM_CALLS:
+            return Finding("C06", statement, Verdict.COULD_NOT_TELL, f"only {len(failed)} failures")
+        fast = sum(call.latency_s <= within_s for call in failed) / len(failed)
+        verdict = Verdict.HELD if fast >= share else Verdict.BROKEN
+        detail = f"{fast:.1%} of {len(failed):,}"
+        return Finding("C06", statement, verdict, detail, measured=fast, expected=share)
+
+    return Expectation(f"{share:.0%} of failures are told within {within_s:g} s", judge)
+
+
+def quick_during_fault(within_s: float, share: float) -> Expectation:
+    """A fault that hangs calls costs callers an attempt's time, and not their deadline."""
+
+    def judge(evidence: Evidence) -> Finding:
+        window = evidence.struck
+        calls = evidence.calls_between(window.begin_s, window.end_s)
+        statement = f"{share:.1%} of calls during the fault are answered within {within_s:g} s"
+        if len(calls) < MINIMUM_CALLS:
+            return Finding("C03", statement, Verdict.COULD_NOT_TELL, f"only {len(calls)} calls")
+        quick = sum(call.latency_s <= within_s for call in calls) / len(calls)
+        verdict = Verdict.HELD if quick >= share else Verdict.BROKEN
+        detail = f"{quick:.2%} of {len(calls):,}"
+        return Finding("C03", statement, verdict, detail, measured=quick, expected=share)
+
+    return Expectation(f"{share:.1%} are answered within {within_s:g} s during the fault", judge)
+
+
+def spared(attempts_per_call: float) -> Expectation:
+    """A dead upstream is hardly tried any more, once it is known to be dead."""
+
+    def judge(evidence: Evidence) -> Finding:
+        window = evidence.struck
+        middle_s = (window.begin_s + window.end_s) / 2
+        offered = len(evidence.calls_between(middle_s, window.end_s))
+        samples = evidence.loads_between(middle_s, window.end_s)
+        statement = f"a dead upstream gets at most {attempts_per_call:g} attempts for each call offered"
+        if offered < MINIMUM_CALLS or len(samples) < 2:
+            return Finding("C06", statement, Verdict.COULD_NOT_TELL, f"only {offered} calls")
+        ratio = (samples[-1].calls - samples[0].calls) / offered
+        verdict = Verdict.HELD if ratio <= attempts_per_call else Verdict.BROKEN
+        detail = f"{ratio:.2f} for each of {offered:,} calls"
+        return Finding("C06", statement, verdict, detail, measured=ratio, expected=attempts_per_call)
+
+    return Expectation(f"a dead upstream gets at most {attempts_per_call:g} attempts for each call", judge)
+
+
+def jittered(variation: float = 0.25) -> Expectation:
+    """Those who failed together do not return together."""
+
+    def judge(evidence: Evidence) -> Finding:
+        return invariants.retries_are_spread(evidence.traces, variation, minimum=8)
+
+    return Expectation("waits before retries are spread", judge)
+
+
+def obeyed_pushback(share: float) -> Expectation:
+    """Who returns when told to is served."""
+
+    def judge(evidence: Evidence) -> Finding:
+        return invariants.pushback_worked(evidence.calls, share, minimum=10)
+
+    return Expectation(f"at least {share:.0%} of retries made as told succeed", judge)
+
+
+def stays_down(share: float) -> Expectation:
+    """The control of a protected scenario: bare, the same fault leaves lasting harm."""
+
+    def judge(evidence: Evidence) -> Finding:
+        recovery = evidence.phase(RECOVERY)
+        return invariants.stays_down(
+            evidence.calls, healed_s=evidence.struck.end_s, until_s=recovery.end_s, share=share
+        )
+
+    return Expectation(f"bare, at most {share:.0%} succeed even after the fault", judge)
+
+
+def effects_were_lost_sight_of(minimum: int = 5) -> Expectation:
+    """Control: effects and answers were separated; else at most one effect of each proves nothing."""
+
+    def judge(evidence: Evidence) -> Finding:
+        repeated = sum((call.attempts or 0) > 1 or call.outcome.value == "unknown" for call in evidence.calls)
+        return invariants.fault_did_bite("calls were repeated or left unknown", repeated, minimum)
+
+    return Expectation("the fault did separate effects from answers", judge)
+
+
+def failures_seen(minimum: int = 5) -> Expectation:
+    """Control: the fault did hurt."""
+
+    def judge(evidence: Evidence) -> Finding:
+        hurt = sum(not call.ok or (call.attempts or 0) > 1 for call in evidence.calls)
+        return invariants.fault_did_bite("calls failed, or needed more than one attempt", hurt, minimum)
+
+    return Expectation("the fault did hurt", judge)
+
+
+def spans_were_dropped() -> Expectation:
+    """Control: with the collector down, spans are dropped and counted instead of kept or waited for."""
+
+    def judge(evidence: Evidence) -> Finding:
+        dropped = max((sample.spans_dropped for sample in evidence.history.relays), default=0)
+        return invariants.fault_did_bite("spans that could not be sent were dropped and counted", dropped)
+
+    return Expectation("spans are dropped and counted", judge)
+
+
+def slower_by(at_least_ms: float) -> Expectation:
+    """Control: a fault that only slows did slow."""
+
+    def judge(evidence: Evidence) -> Finding:
+        window = evidence.struck
+        before = [call.latency_s for call in evidence.calls_in(STEADY)]
+        struck = [call.latency_s for call in evidence.calls_between(window.begin_s, window.end_s)]
+        slower_ms = (percentile_of(struck, 50) - percentile_of(before, 50)) * 1000
+        statement = f"the fault slows calls by {at_least_ms:g} ms"
+        verdict = Verdict.HELD if slower_ms >= at_least_ms else Verdict.COULD_NOT_TELL
+        detail = f"the median by {slower_ms:.1f} ms"
+        return Finding("control", statement, verdict, detail, measured=slower_ms, expected=at_least_ms)
+
+    return Expectation(f"calls are slower by {at_least_ms:g} ms", judge)
+
+
+def slowest_took(at_least_s: float) -> Expectation:
+    """Control: while a process was stopped its callers waited."""
+
+    def judge(evidence: Evidence) -> Finding:
+        slowest_s = max((call.latency_s for call in evidence.calls), default=0.0)
+        statement = f"the slowest call took at least {at_least_s:g} s"
+        verdict = Verdict.HELD if slowest_s >= at_least_s else Verdict.COULD_NOT_TELL
+        return Finding("control", statement, verdict, f"{slowest_s:.2f} s")
+
+    return Expectation(f"some calls wait for {at_least_s:g} s", judge)
+
+
+def effects_are_told() -> Expectation:
+    """A process that ends in order tells every caller of the work it did."""
+
+    def judge(evidence: Evidence) -> Finding:
+        charged = {entry.operation for entry in evidence.history.ledger}
+        told = {call.operation for call in evidence.calls if call.ok}
+        by_operation = {call.operation: call for call in evidence.calls if call.operation in charged - told}
+        untold = (offender(call, f"charged and answered {call.code}") for call in by_operation.values())
+        return judge_all("I7", "every effect was told to its caller", len(charged), untold, MINIMUM_CALLS)
+
+    return Expectation("every effect was told to its caller", judge)

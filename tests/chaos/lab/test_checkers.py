@@ -1,0 +1,192 @@
+"""The checkers checked: planted breaches are reported as broken, with the right call named."""
+
+from dataclasses import replace
+
+import pytest
+
+from chaos import invariants
+from chaos.findings import Verdict
+from chaos.history import CallRecord, FaultWindow, LedgerEntry, LoadSample, Outcome, RelaySample
+from chaos.traces import SpanRecord, traces_are_whole
+
+COUNT = 400
+RATE = 100.0
+
+
+def call(number, **changes):
+    at_s = number / RATE
+    sound = CallRecord(
+        id=number,
+        phase="fault",
+        operation=f"op-{number}",
+        method="downstream.v1.PaymentService/Charge",
+        intended_s=at_s,
+        sent_s=at_s,
+        done_s=at_s + 0.01,
+        timeout_s=1.0,
+        code="OK",
+        outcome=Outcome.EXECUTED,
+        trace_id=f"{number:032x}",
+        attempts=1,
+        origin="upstream",
+    )
+    return replace(sound, **changes)
+
+
+def failed(number, **changes):
+    return call(
+        number, **({"code": "UNAVAILABLE", "outcome": Outcome.UNKNOWN, "reason": "BREAKER_OPEN"} | changes)
+    )
+
+
+CALLS = [call(number) for number in range(COUNT)]
+LEDGER = [LedgerEntry(number, f"c{number}", f"op-{number}") for number in range(COUNT)]
+
+
+def look(at_s, **changes):
+    sound = RelaySample(
+        at_s, at_s, 10, 8, 1, 1, 0, 0, queue_length=0, workers_busy=0, workers=10, attempts=9, retries=0
+    )
+    return replace(sound, **changes)
+
+
+def load(at_s, calls, effects=0, wasted=0):
+    return LoadSample(at_s, calls, effects, 0, 0, 0, wasted)
+
+
+def test_a_doubled_effect_names_the_call_and_its_trace():
+    finding = invariants.at_most_one_effect([*LEDGER, LedgerEntry(COUNT, "again", "op-7")], CALLS)
+    assert finding.verdict is Verdict.BROKEN
+    (offender,) = finding.offenders
+    assert (offender.call_id, offender.trace_id) == (7, CALLS[7].trace_id)
+
+
+def test_reads_and_streams_need_not_be_in_the_ledger():
+    read = call(COUNT, method="downstream.v1.PaymentService/ListCharges", operation="read")
+    assert invariants.answers_match_ledger([*CALLS, read], LEDGER).verdict is Verdict.HELD
+
+
+def test_a_storm_in_one_second_is_found_and_its_calls_are_named():
+    """Over the whole run the retries would pass for 20 %: only the window shows them."""
+    storm = [call(number, attempts=2) if 100 <= number < 160 else call(number) for number in range(COUNT)]
+    assert invariants.retries_within_budget(COUNT + 60, COUNT, 0.2, 10).verdict is Verdict.HELD
+    finding = invariants.no_storm(storm, 0.2, 10)
+    assert finding.verdict is Verdict.BROKEN
+    assert 100 <= finding.offenders[0].call_id < 160
+    assert finding.offenders[0].what == "2 attempts"
+
+
+def test_retries_within_ratio_and_burst_are_no_storm():
+    calm = [call(number, attempts=2 if number % 5 == 0 else 1) for number in range(COUNT)]
+    assert invariants.no_storm(calm, 0.2, 10).verdict is Verdict.HELD
+
+
+def test_attempts_that_arrive_are_counted_across_a_restart():
+    samples = [load(0, 100), load(1, 300), load(2, 50), load(3, 450)]
+    finding = invariants.amplification_at_most(samples, CALLS, 1.2, 0, 10)
+    assert (finding.verdict, finding.measured) == (Verdict.BROKEN, pytest.approx(650 / COUNT))
+
+
+def test_a_system_that_does_not_return_is_broken_and_one_that_does_says_how_soon():
+    down = [call(n) if n < 100 or n >= 200 else failed(n) for n in range(COUNT)]
+    back = invariants.recovers(down, healed_s=1.5, within_s=1.0, until_s=4.0, share=0.95)
+    assert (back.verdict, back.measured) == (Verdict.HELD, 0.5)
+    gone = invariants.recovers(down[:200], healed_s=1.0, within_s=0.5, until_s=2.0, share=0.95)
+    assert gone.verdict is Verdict.BROKEN
+    assert gone.offenders[0].call_id == 150
+
+
+def test_too_few_calls_after_the_fault_are_no_proof_of_recovery():
+    finding = invariants.recovers(CALLS, healed_s=3.85, within_s=0.0, until_s=4.0, share=0.95)
+    assert finding.verdict is Verdict.COULD_NOT_TELL
+
+
+def test_books_that_do_not_balance_are_found():
+    finding = invariants.books_balance([look(1.0), look(2.0, ok=9)])
+    assert finding.verdict is Verdict.BROKEN
+    assert "at 2.00 s" in finding.offenders[0].what
+
+
+@pytest.mark.parametrize("held", [{"in_flight": 1}, {"queue_length": 2}, {"workers_busy": 1}])
+def test_work_left_in_the_relay_after_the_last_answer_is_found(held):
+    assert invariants.nothing_left_in_flight([look(5.0, **held)], 4.0).verdict is Verdict.BROKEN
+    assert invariants.nothing_left_in_flight([look(5.0)], 4.0).verdict is Verdict.HELD
+    assert invariants.nothing_left_in_flight([look(3.0)], 4.0).verdict is Verdict.COULD_NOT_TELL
+
+
+def test_a_torn_stream_that_ended_ok_is_named():
+    torn = call(3, messages=4, messages_due=5)
+    finding = invariants.streams_are_whole([call(1, messages=5, messages_due=5), torn])
+    assert (finding.verdict, finding.offenders[0].call_id) == (Verdict.BROKEN, 3)
+
+
+def test_goodput_counts_answers_in_time_against_the_capacity():
+    half = [call(n) if n % 2 else failed(n) for n in range(COUNT)]
+    options = {"begin_s": 0.0, "end_s": 4.0, "capacity_per_s": 100.0, "minimum": 10}
+    assert invariants.goodput_at_least(half, share=0.9, **options).verdict is Verdict.BROKEN
+    assert invariants.goodput_at_least(half, share=0.45, **options).verdict is Verdict.HELD
+
+
+def test_a_starved_class_is_found():
+    mixed = [
+        call(n, criticality="SHEDDABLE") if n % 2 else failed(n, criticality="CRITICAL") for n in range(COUNT)
+    ]
+    assert invariants.class_is_served(mixed, "CRITICAL", 0.99, 10).verdict is Verdict.BROKEN
+    assert invariants.class_is_served(mixed, "SHEDDABLE", 0.99, 10).verdict is Verdict.HELD
+
+
+def test_work_for_nobody_is_a_share_of_all_work():
+    samples = [load(0, 0), load(1, 100, effects=100, wasted=30)]
+    assert invariants.little_work_wasted(samples, 0.1, 10).verdict is Verdict.BROKEN
+    assert invariants.little_work_wasted(samples, 0.4, 10).verdict is Verdict.HELD
+
+
+def attempt(trace, number, begin_ms, end_ms):
+    return SpanRecord(
+        trace, f"{trace}-{number}", "", "Charge", "relay", "CLIENT", begin_ms * 10**6, end_ms * 10**6, False
+    )
+
+
+def test_retries_that_come_back_in_a_wave_are_told_from_spread_ones():
+    wave = {f"t{n}": [attempt(f"t{n}", 1, 0, 10), attempt(f"t{n}", 2, 60, 70)] for n in range(20)}
+    spread = {f"t{n}": [attempt(f"t{n}", 1, 0, 10), attempt(f"t{n}", 2, 10 + 5 * n, 200)] for n in range(20)}
+    assert invariants.retries_are_spread(wave, 0.25, 8).verdict is Verdict.BROKEN
+    assert invariants.retries_are_spread(spread, 0.25, 8).verdict is Verdict.HELD
+
+
+def test_a_missing_trace_names_the_call_unless_its_process_was_killed_with_it():
+    traced = [call(n, traced=True) for n in range(3)]
+    finding = traces_are_whole(traced, {})
+    assert finding.verdict is Verdict.BROKEN
+    assert [offender.call_id for offender in finding.offenders] == [0, 1, 2]
+    assert traces_are_whole(traced, {}, lost_between=[(0.0, 1.0)]).verdict is Verdict.COULD_NOT_TELL
+
+
+def test_an_answer_of_the_upstream_without_a_span_of_the_upstream_is_a_gap():
+    trace = CALLS[1].trace_id
+    root = SpanRecord(trace, "a", "", "Charge", "chaos-client", "CLIENT", 0, 1, False)
+    server = SpanRecord(trace, "b", "a", "Charge", "relay", "SERVER", 0, 1, False)
+    finding = traces_are_whole([call(1, traced=True)], {trace: [root, server]})
+    assert "ends at the relay" in finding.offenders[0].what
+
+
+def test_a_generator_that_lagged_can_tell_nothing():
+    lagging = [call(n, sent_s=n / RATE + 0.5) for n in range(COUNT)]
+    assert invariants.generator_kept_up(lagging).verdict is Verdict.COULD_NOT_TELL
+    assert invariants.generator_kept_up(CALLS).verdict is Verdict.HELD
+
+
+def test_a_fault_that_was_not_set_and_a_quiet_phase_can_tell_nothing():
+    windows = [FaultWindow("f", "fault", 0, 1)]
+    assert invariants.faults_were_set(windows, 2).verdict is Verdict.COULD_NOT_TELL
+    assert invariants.enough_traffic({"steady": 100, "fault": 3}, 12).verdict is Verdict.COULD_NOT_TELL
+
+
+def test_a_machine_without_room_excuses_what_hangs_on_time_and_no_doubled_effect():
+    slow = [LoadSample(n / 10, 0, 0, 0, 0, 0, took_s=0.3) for n in range(20)]
+    quick = [LoadSample(n / 10, 0, 0, 0, 0, 0, took_s=0.01) for n in range(20)]
+    assert invariants.machine_kept_up(slow, []).verdict is Verdict.COULD_NOT_TELL
+    assert invariants.machine_kept_up(quick, []).verdict is Verdict.HELD
+    stopped = [FaultWindow("f", "downstream stopped (SIGSTOP)", 0.0, 1.0)]
+    mixed = [*slow[:10], *quick[11:]]
+    assert invariants.machine_kept_up(mixed, stopped).verdict is Verdict.HELD
