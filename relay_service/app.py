@@ -36,6 +36,7 @@ from relay_service.overview import Overview
 from relay_service.relay import Relay
 from relay_service.reload import PolicyKeeper
 from relay_service.telemetry.adaptive_throttle import ThrottleCollector
+from relay_service.telemetry.breaker_log import BreakerLog
 from relay_service.telemetry.breakers import BreakerCollector
 from relay_service.telemetry.callers import CallersCollector
 from relay_service.telemetry.exposition import AdmissionCollector
@@ -227,10 +228,11 @@ class App:
         self._renew_certificates()
         self._relay_address = await self._listen(self._settings.listen)
         undo.push_async_callback(self.listener.close, 0.0)
-        await undo.enter_async_context(_in_background(self._reloads()))
+        await undo.enter_async_context(_in_background(self._background()))
 
-    def _reloads(self) -> Iterator[Coroutine[Any, Any, None]]:
-        """What has the policy reloaded when it is to be."""
+    def _background(self) -> Iterator[Coroutine[Any, Any, None]]:
+        """What goes on beside the calls."""
+        yield BreakerLog(self._breakers).follow()
         yield self.keeper.follow()
         path = Path(self._settings.policy)
         if self._settings.policy_poll_s and self._settings.policy not in preset_names():
