@@ -10,41 +10,52 @@ import ssl
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, TextIO, cast
 
 from relay_service import tls
 from relay_service.config.addresses import TcpAddress, UnixAddress, parse_address
+from relay_service.config.candidate import candidate_of
+from relay_service.config.document import preset_names
+from relay_service.config.problems import ConfigError, Problem
 from relay_service.config.settings import Settings
 from relay_service.control.binding import BindError, cause_of
-from relay_service.control.descriptors import ReflectedMethods, UpstreamDescriptors
 from relay_service.control.http import HttpServer
 from relay_service.control.names import FORWARDED_SERVICES
 from relay_service.control.server import ControlPlane, ControlSettings, WorkServices
 from relay_service.core.breakers import BreakerView
+from relay_service.core.criticality import Criticality
 from relay_service.core.hedge import HedgingState
-from relay_service.core.policy import RelayPolicy, UpstreamPolicy, UpstreamTls
+from relay_service.core.policy import RelayPolicy, UpstreamPolicy
+from relay_service.core.throttle import ThrottleState
 from relay_service.envelope import EnvelopeOpener
 from relay_service.fault_points import FaultAt, nowhere
-from relay_service.hedge_lane import HedgeLane
+from relay_service.fleet import Fleet
 from relay_service.idempotency.keys import KeysSetup
 from relay_service.jobs.office import JobsOffice
-from relay_service.methods import MethodCatalog, MethodFacts
+from relay_service.methods import MethodFacts
 from relay_service.overview import Overview
 from relay_service.relay import Relay
+from relay_service.reload import PolicyKeeper
 from relay_service.stores.interface import Store
 from relay_service.stores.opening import engine_from
+from relay_service.telemetry.adaptive_throttle import ThrottleCollector
+from relay_service.telemetry.breaker_log import BreakerLog
 from relay_service.telemetry.breakers import BreakerCollector
 from relay_service.telemetry.callers import CallersCollector
 from relay_service.telemetry.exposition import AdmissionCollector
+from relay_service.telemetry.fallbacks import FallbackCollector
 from relay_service.telemetry.hedging import HedgingCollector
 from relay_service.telemetry.jobs import JobsCollector
 from relay_service.telemetry.keys import KeysCollector, StoreTimes
 from relay_service.telemetry.log_stream import BackgroundStream
 from relay_service.telemetry.logs import configure_logging
 from relay_service.telemetry.observer import Telemetry
+from relay_service.telemetry.policy import PolicyCollector
 from relay_service.telemetry.quotas import QuotaCollector
 from relay_service.telemetry.settings import TelemetrySettings
 from relay_service.timers import TimerWheel
@@ -53,9 +64,6 @@ from relay_service.wire.connection import ConnectionSettings
 from relay_service.wire.h2 import Limits
 from relay_service.wire.listener import Listener, ListenerSettings
 from relay_service.wire.liveness import LivenessSettings
-
-REFLECTION_WAIT_S = 2.0
-"""How long the start waits for the upstreams' methods; calls of unknown ones are carried as streams."""
 
 HEALTH_NOTICE_S = 0.25
 """Between saying NOT_SERVING and turning callers away, so that load balancers can hear it."""
@@ -109,60 +117,51 @@ class App:
         """Set by SIGTERM, SIGINT or AdminService's Drain."""
         self._hurry = asyncio.Event()
         self._grace_s = settings.shutdown_grace_s
-        self._renewed: list[tls.RenewedContext] = []
-        self._listening_tls = self._listening()
+        self._listening_tls = _listening_tls(settings)
         self.timers = TimerWheel(loop)
         self.telemetry = Telemetry(_telemetry_settings(settings), rng=random.Random(rng.getrandbits(64)))
-        self.descriptors = [
-            UpstreamDescriptors(name, upstream.target, tls=upstream.tls)
-            for name, upstream in policy.upstreams.items()
-        ]
-        # What comes back after an outage may be another version: its methods are asked for again.
-        self.upstreams = {
-            known.name: self._upstream(known.name, policy.upstreams[known.name], rng, known.refresh_soon)
-            for known in self.descriptors
-        }
+        self.fleet = Fleet(partial(self._upstream, rng))
+        self.fleet.take(policy.upstreams)
         self._instance = uuid.uuid4().hex
         self.store = _store(settings, policy)
         self._fault_point = FaultAt(settings.fault_point) if settings.fault_point is not None else nowhere
         self.store_times = StoreTimes()
-        catalog = ReflectedMethods(self.descriptors)
-        self.hedge_lanes = {
-            name: HedgeLane(self._upstream(name, upstream, rng))
-            for name, upstream in policy.upstreams.items()
-            if policy.hedges
-        }
         self._own_services: dict[str, Upstream] = {}
         self.relay = Relay(
             policy,
-            self.upstreams,
-            catalog,
+            self.fleet.upstreams,
+            self.fleet.catalog,
             self.telemetry,
             self.timers,
             now=time.monotonic,
             rng=rng,
             own_services=self._own_services,
-            hedge_upstreams=self.hedge_lanes,
+            hedge_upstreams=self.fleet.hedge_lanes,
             keys=self._keys(),
         )
         if self.relay.keys is not None:
             self.telemetry.registry.register(KeysCollector(self.relay.keys.state, self.store_times))
-        self.jobs = self._office(catalog, rng)
+        self.jobs = self._office(rng)
         if self.jobs is not None:
             self.telemetry.registry.register(JobsCollector(self.jobs.status))
         self.telemetry.registry.register(AdmissionCollector(self.relay.admission.state))
         self.telemetry.registry.register(BreakerCollector(self._breakers))
+        self.telemetry.registry.register(ThrottleCollector(self._throttles))
+        self.telemetry.registry.register(FallbackCollector(lambda: self.relay.fallbacks))
         self.telemetry.registry.register(HedgingCollector(self._hedging))
-        opener = EnvelopeOpener(self.relay, policy, catalog)
+        self.keeper = PolicyKeeper(policy, partial(candidate_of, settings), self.adopt)
+        self.telemetry.registry.register(PolicyCollector(lambda: self.keeper.status))
+        opener = EnvelopeOpener(self.relay, self.fleet.catalog)
         self.listener = Listener(opener.on_call, self.timers, _listener_settings(policy))
         self.telemetry.registry.register(CallersCollector(self.listener.status))
         self.overview = Overview(
             self.relay,
-            self.upstreams,
+            self.fleet.upstreams,
             self.telemetry,
             time.monotonic,
             callers=self.listener.status,
-            hedge_lanes=self.hedge_lanes,
+            policy=lambda: self.keeper.status,
+            hedge_lanes=self.fleet.hedge_lanes,
             jobs=self.jobs.status if self.jobs is not None else None,
         )
         self.telemetry.registry.register(QuotaCollector(self.overview.quotas))
@@ -170,17 +169,18 @@ class App:
             ControlSettings(admin_address=settings.admin_listen),
             health=self.overview,
             stats=self.overview,
-            upstreams=self.descriptors,
+            upstreams=self.fleet.descriptors,
             drain=self.stop,
+            reload=self.keeper.reload,
             version=version("resilient-relay"),
-            work=self._work_services(catalog),
+            work=self._work_services(),
             store=self.store,
         )
         self.http = HttpServer(
             settings.http_listen,
             health=self.overview,
             stats=self.overview,
-            upstreams=self.descriptors,
+            upstreams=self.fleet.descriptors,
             metrics=self.telemetry.prometheus_text,
             version=version("resilient-relay"),
         )
@@ -188,9 +188,10 @@ class App:
 
     def _upstream(
         self,
+        rng: random.Random,
         name: str,
         policy: UpstreamPolicy,
-        rng: random.Random,
+        context: ssl.SSLContext | None = None,
         on_connected: Callable[[], None] | None = None,
     ) -> Upstream:
         return Upstream(
@@ -199,7 +200,7 @@ class App:
             self.timers,
             _upstream_settings(policy),
             rng=random.Random(rng.getrandbits(64)),
-            tls=self._calling(policy.tls) if policy.tls else None,
+            tls=context,
             server_name=policy.tls.server_name if policy.tls else "",
             on_connected=on_connected,
         )
@@ -209,54 +210,45 @@ class App:
             return None
         return KeysSetup(self.store, self._instance, self._fault_point, self.store_times.took)
 
-    def _office(self, catalog: MethodCatalog, rng: random.Random) -> JobsOffice | None:
+    def _office(self, rng: random.Random) -> JobsOffice | None:
         if self.store is None:
             return None
         return JobsOffice(
             self.store,
             self.relay,
-            self._policy,
-            catalog,
+            lambda: self.relay.policy,
+            self.fleet.catalog,
             worker=self._instance,
             rng=rng,
             fault_point=self._fault_point,
         )
 
-    def _work_services(self, catalog: MethodCatalog) -> WorkServices | None:
+    def _work_services(self) -> WorkServices | None:
         if self.jobs is None:
             return None
-        policy = self._policy
 
         def facts(method: str) -> MethodFacts | None:
-            upstream = policy.route(method)
-            return catalog.facts(upstream, method) if upstream else None
+            upstream = self.relay.policy.route(method)
+            return self.fleet.catalog.facts(upstream, method) if upstream else None
 
         return WorkServices(self.jobs, facts)
 
-    def _calling(self, policy: UpstreamTls) -> ssl.SSLContext:
-        renewed = tls.calling(policy)
-        self._renewed.append(renewed)
-        return renewed.context
-
-    def _listening(self) -> ssl.SSLContext | None:
-        settings = self._settings
-        if settings.tls_certificate is None or settings.tls_key is None:
-            return None
-        renewed = tls.listening(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
-        self._renewed.append(renewed)
-        return renewed.context
-
     def _renew_certificates(self, _: None = None) -> None:
-        for renewed in self._renewed:
-            if renewed.renew():
+        for renewed in (self._listening_tls, *self.fleet.certificates()):
+            if renewed is not None and renewed.renew():
                 log.info("certificates were renewed")
         self.timers.call_at(time.monotonic() + CERTIFICATE_LOOK_S, self._renew_certificates, None)
 
     def _breakers(self) -> Iterator[BreakerView]:
         return self.relay.breakers.views(time.monotonic())
 
+    def _throttles(self) -> Mapping[str, Mapping[Criticality, ThrottleState]]:
+        now = time.monotonic()
+        return {name: throttles.states(now) for name, throttles in self.relay.throttles.items()}
+
     def _hedging(self) -> dict[str, HedgingState]:
-        return {name: self.relay.hedging[name].state() for name in self.hedge_lanes}
+        hedging = self.relay.hedging if self.relay.policy.hedges else {}
+        return {name: one.state() for name, one in hedging.items()}
 
     @property
     def addresses(self) -> Addresses:
@@ -271,6 +263,7 @@ class App:
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self.stop)
+        loop.add_signal_handler(signal.SIGHUP, self.keeper.want)
         undo.callback(self.timers.close)
         self.telemetry.start()
         undo.push_async_callback(asyncio.to_thread, self.telemetry.shutdown)
@@ -283,35 +276,61 @@ class App:
         if self.relay.keys is not None:
             self.relay.keys.open()
             undo.push_async_callback(self.relay.keys.close)
-        for upstream in self.upstreams.values():
-            upstream.open()
-            undo.push_async_callback(upstream.close, 0.0)
-        for lane in self.hedge_lanes.values():
-            undo.push_async_callback(lane.close, 0.0)
+        self.fleet.open()
+        undo.push_async_callback(self.fleet.close)
         await self.control.start()
         undo.push_async_callback(self.control.stop, CONTROL_GRACE_S)
-        control = self._upstream("control", UpstreamPolicy(self.control.private_address), random.Random())
+        control = self._upstream(random.Random(), "control", UpstreamPolicy(self.control.private_address))
         control.open()
         undo.push_async_callback(control.close, 0.0)
         self._own_services.update(dict.fromkeys(FORWARDED_SERVICES, control))
         await self.http.start()
         undo.push_async_callback(self.http.stop)
-        await asyncio.gather(*(known.asked_once(REFLECTION_WAIT_S) for known in self.descriptors))
-        if self._renewed:
-            self._renew_certificates()
+        await self.fleet.known()
+        self._renew_certificates()
         if self.jobs is not None:
             await self.jobs.start()
             undo.push_async_callback(self.jobs.drain, 0.0)
         self._relay_address = await self._listen(self._settings.listen)
         undo.push_async_callback(self.listener.close, 0.0)
+        await undo.enter_async_context(_in_background(self._background()))
+
+    def _background(self) -> Iterator[Coroutine[Any, Any, None]]:
+        """What goes on beside the calls."""
+        yield BreakerLog(self._breakers).follow()
+        yield self.keeper.follow()
+        path = Path(self._settings.policy)
+        if self._settings.policy_poll_s and self._settings.policy not in preset_names():
+            yield self.keeper.watch(path, self._settings.policy_poll_s)
+
+    async def adopt(self, policy: RelayPolicy) -> None:
+        """Put a policy into force: new upstreams are ready first, then everything changes between two
+        calls, then what is not needed any more goes when its last call has gone.
+
+        Raises `ConfigError` for what only a restart can change, and for certificates that cannot be used.
+        """
+        if problems := list(_needs_restart(self.relay.policy, policy, has_store=self.store is not None)):
+            raise ConfigError(problems)
+        members = await self.fleet.prepare(policy.upstreams)
+        left = self.relay.adopt(
+            policy,
+            {name: member.upstream for name, member in members.items()},
+            {name: member.hedge_lane for name, member in members.items()},
+        )
+        by_port = {destination.port: destination for destination in left}
+        for member in self.fleet.switch(members):
+            self.fleet.let_go(member, by_port[member.upstream])
+        self.listener.adopt(_listener_settings(policy))
+        self.control.health_changed()
 
     async def _listen(self, address: str) -> str:
+        context = self._listening_tls.context if self._listening_tls else None
         try:
             match parse_address(address):
                 case TcpAddress(host, port):
-                    return await self.listener.start(host, port, self._listening_tls)
+                    return await self.listener.start(host, port, context)
                 case UnixAddress(path):
-                    return await self.listener.start_unix(path, self._listening_tls)
+                    return await self.listener.start_unix(path, context)
         except OSError as error:
             raise BindError("relay", address, cause_of(error)) from error
 
@@ -329,6 +348,7 @@ class App:
         Health says NOT_SERVING first; then connections get their GOAWAY while calls that crossed it are
         still taken; then new calls are refused; then what has not ended is dropped.
         """
+        self.keeper.end()
         self.overview.draining = True
         self.control.drain()
         no_more_jobs = asyncio.create_task(self._drain_jobs())
@@ -371,6 +391,17 @@ async def running(settings: Settings, policy: RelayPolicy) -> AsyncIterator[App]
         yield app
 
 
+@contextlib.asynccontextmanager
+async def _in_background(work: Iterable[Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 def _calm_the_collector() -> None:
     """Keep the garbage collector from stopping all calls for tens of milliseconds.
 
@@ -385,6 +416,31 @@ def _store(settings: Settings, policy: RelayPolicy) -> Store | None:
     """The store that is set or that the policy needs; made and not yet opened."""
     url = settings.store_url(needed=policy.keeps_keys)
     return engine_from(url) if url is not None else None
+
+
+def _needs_restart(old: RelayPolicy, new: RelayPolicy, *, has_store: bool) -> Iterator[Problem]:
+    """What is under way is bound to these: leases that are held, jobs that run."""
+    fixed = {
+        "relay.keys": (old.keys, new.keys),
+        "relay.jobs": (old.jobs, new.jobs),
+        "relay.deadLetters": (old.dead_letters, new.dead_letters),
+    }
+    for path, (before, after) in fixed.items():
+        if before != after:
+            yield Problem(
+                "the new policy", path, "", "cannot be changed by a reload: restart the relay for it"
+            )
+    if new.keeps_keys and not has_store:
+        path = "relay.methods[].idempotency"
+        yield Problem(
+            "the new policy", path, "", "needs a store, and this relay was started without: restart it"
+        )
+
+
+def _listening_tls(settings: Settings) -> tls.RenewedContext | None:
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    return tls.listening(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
 
 
 def _telemetry_settings(settings: Settings) -> TelemetrySettings:

@@ -58,6 +58,7 @@ _QUOTA_REASONS = frozenset(
         Reason.QUEUE_STANDING,
         Reason.CONCURRENCY_LIMIT,
         Reason.STREAM_LIMIT,
+        Reason.ADAPTIVE_THROTTLE,
     }
 )
 _DO_NOT_RETURN_MS = -1
@@ -191,7 +192,7 @@ def trailers_of(verdict: Verdict, method: str, upstream_trailers: Headers) -> He
     """The trailers of a call that an attempt answered or failed: the upstream's, then ours."""
     # An upstream that is a relay itself has said all this of its own attempts.
     theirs = [field for field in upstream_trailers if field[0] not in _OUR_TRAILERS]
-    if verdict.code is Code.OK and verdict.attempts == 1:
+    if verdict.code is Code.OK and verdict.attempts == 1 and not verdict.fell_back:
         return (*theirs, *_EXECUTED_AT_ONCE) if theirs else _EXECUTED_AT_ONCE
     ours = [
         (b"relay-attempts", str(verdict.attempts).encode()),

@@ -15,7 +15,6 @@ from protos.relay.v1.relay_pb2 import RelayRequest, RelayResponse
 from relay_service.compression import ENCODING, UnframeError, unframe
 from relay_service.contract import header
 from relay_service.core.names import is_method_name
-from relay_service.core.policy import RelayPolicy
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
 from relay_service.message import FRAME_PREFIX_BYTES, Collector, frame
@@ -36,9 +35,8 @@ class EnvelopeError(Exception):
 class EnvelopeOpener:
     """Takes every call first; opens envelopes, hands all else to the relay (a ``CallHandler``)."""
 
-    def __init__(self, relay: Relay, policy: RelayPolicy, catalog: MethodCatalog) -> None:
+    def __init__(self, relay: Relay, catalog: MethodCatalog) -> None:
         self._relay = relay
-        self._policy = policy
         self._catalog = catalog
 
     def on_call(self, head: CallHead, reply: Reply) -> IncomingCall | None:
@@ -77,7 +75,7 @@ class EnvelopeOpener:
         self, head: CallHead, callback: Callable[[EnvelopeCall], None], call: EnvelopeCall
     ) -> TimerHandle | None:
         """Set a timer for the envelope's deadline: the caller's, or the default for this method."""
-        timeout_s = self._policy.method_policy(METHOD).default_timeout_s
+        timeout_s = self._relay.policy.method_policy(METHOD).default_timeout_s
         if head.timeout_s is not None:
             timeout_s = head.timeout_s
         if timeout_s is None:
@@ -87,10 +85,10 @@ class EnvelopeOpener:
     @property
     def max_message_bytes(self) -> int:
         """The largest envelope: that of the policy for this method."""
-        return self._policy.method_policy(METHOD).max_message_bytes
+        return self._relay.policy.method_policy(METHOD).max_message_bytes
 
     def _facts(self, request: RelayRequest) -> MethodFacts | None:
-        upstream = self._policy.route(request.method)
+        upstream = self._relay.policy.route(request.method)
         facts = self._catalog.facts(upstream, request.method) if upstream else None
         if facts is None:
             return None

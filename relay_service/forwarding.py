@@ -9,7 +9,7 @@ sent still fits the replay buffer.
 No task runs per call: everything here happens inside a callback of the data plane or of a timer.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from relay_service import contract
@@ -25,6 +25,7 @@ from relay_service.core.events import (
     Cancelled,
     DeadlinePassed,
     Event,
+    FallBack,
     Finish,
     StartAttempt,
     WaitBackoff,
@@ -34,6 +35,7 @@ from relay_service.core.policy import MethodPolicy
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
 from relay_service.core.verdict import Fate, Origin, Verdict
+from relay_service.destination import Destination
 from relay_service.ports import (
     Attempt,
     AttemptEnd,
@@ -74,10 +76,13 @@ class Plan:
     """Monotonic seconds."""
     demand: Demand
     """What it asks of the admission."""
-    limited: bool = True
-    """False for the relay's own services, which no limit holds back and no drain waits for."""
+    destination: Destination | None = None
+    """What keeps the upstream there until the call is over; None for the relay's own services, which no
+    limit holds back and no drain waits for."""
     hedge_upstream: UpstreamPort | None = None
     """The same service over connections of its own, for a call that may be hedged."""
+    fallbacks: tuple[Destination, ...] = ()
+    """Where the call may go on while nothing was executed; kept there like ``destination``."""
 
 
 def took_too_long(plan: Plan) -> str:
@@ -124,9 +129,10 @@ class ForwardedCall:
         )
 
     @property
-    def limited(self) -> bool:
-        """Whether the call counts against the relay's limits."""
-        return self._plan.limited
+    def destinations(self) -> tuple[Destination, ...]:
+        """All that must be there until the call is over; none for the relay's own services."""
+        plan = self._plan
+        return (plan.destination, *plan.fallbacks) if plan.destination is not None else ()
 
     @property
     def demand(self) -> Demand:
@@ -178,10 +184,16 @@ class ForwardedCall:
                     self._finish(verdict, now)
                 case WaitBackoff(until):
                     self._backoff_timer = self._host.timers.call_at(until, type(self).backoff_elapsed, self)
+                case FallBack(index):
+                    self._fall_back(self._plan.fallbacks[index])
                 case CancelAttempt(number, code) if number == self._number:
                     self._give_attempt_up(code, GIVEN_UP)
                 case _:
                     self._act_on_hedge(action, now)
+
+    def _fall_back(self, destination: Destination) -> None:
+        destination.fallbacks += 1
+        self._plan = replace(self._plan, upstream=destination.port, hedge_upstream=None)
 
     def _start_attempt(self, number: int, timeout_s: float | None, now: float) -> None:
         plan = self._plan
@@ -250,7 +262,7 @@ class ForwardedCall:
         end = self._end
         from_upstream = end.trailers if end is not None and verdict.origin is Origin.UPSTREAM else ()
         trailers = contract.trailers_of(verdict, self._plan.method, from_upstream)
-        if not self._plan.limited:
+        if self._plan.destination is None:
             # A service of our own speaks for the relay: what it acknowledges is as durable as it says.
             trailers = (*trailers, *(field for field in from_upstream if field[0] == contract.DURABILITY))
         self._reply.send_trailers(verdict.code, verdict.message, trailers)

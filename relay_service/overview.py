@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from relay_service.control.sources import (
     Health,
     HedgingStatus,
+    PolicyStatus,
     QueueStatus,
     Stats,
     TelemetryStatus,
@@ -34,11 +35,13 @@ class Overview:
         now: Callable[[], float],
         *,
         callers: Callable[[], CallersStatus],
+        policy: Callable[[], PolicyStatus],
         hedge_lanes: Mapping[str, HedgeLane],
         jobs: Callable[[], JobsStatus] | None = None,
     ) -> None:
         """``jobs`` tells of durable jobs where there is a store for them."""
         self.draining = False
+        self._policy = policy
         self._relay = relay
         self._upstreams = upstreams
         self._hedge_lanes = hedge_lanes
@@ -72,6 +75,7 @@ class Overview:
             upstreams=[self._upstream(name, upstream, now) for name, upstream in self._upstreams.items()],
             telemetry=TelemetryStatus(spans.exported, spans.dropped),
             jobs=self._jobs() if self._jobs is not None else None,
+            policy=self._policy(),
             callers=self._callers(),
             keys=self._relay.keys.state() if self._relay.keys is not None else None,
         )
@@ -93,7 +97,7 @@ class Overview:
 
     def _hedging(self, name: str) -> HedgingStatus | None:
         lane = self._hedge_lanes.get(name)
-        if lane is None:
+        if lane is None or not self._relay.policy.hedges:
             return None
         return HedgingStatus(lane.connections, self._relay.hedging[name].state())
 
@@ -103,6 +107,7 @@ class Overview:
         return list(quotas.views()) if quotas else ()
 
     def _upstream(self, name: str, upstream: Upstream, now: float) -> UpstreamStatus:
+        throttles = self._relay.throttles.get(name)
         return UpstreamStatus(
             name=name,
             target=upstream.target,
@@ -114,5 +119,7 @@ class Overview:
             last_error=upstream.counters.last_error,
             retry_budget=self._relay.gates[name].state(),
             breakers=self._relay.breakers.of_upstream(name, now),
+            fallbacks=self._relay.fallbacks[name],
+            throttles=throttles.states(now) if throttles else {},
             hedging=self._hedging(name),
         )

@@ -6,26 +6,29 @@ the headers is decided there, before anything is allocated for the call.
 """
 
 import base64
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from random import Random
 from types import MappingProxyType
 
 from relay_service import contract
 from relay_service.core.admission import Admission, Demand, Offer
-from relay_service.core.breaker import CircuitBreaker
 from relay_service.core.breakers import Breakers
 from relay_service.core.budget import RetryGate
 from relay_service.core.call import Call
+from relay_service.core.criticality import Criticality
 from relay_service.core.evidence import Safety
 from relay_service.core.hedge import Hedging
 from relay_service.core.hedged import Hedges
+from relay_service.core.lane import Lane
 from relay_service.core.limit import LoadSign
 from relay_service.core.policy import NO_RETRY, MethodPolicy, RelayPolicy, RetryPolicy
 from relay_service.core.quota import ClientQuotas
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
+from relay_service.core.throttle import AdaptiveThrottle, Throttles
 from relay_service.core.verdict import Fate, Origin, Verdict
+from relay_service.destination import Destination
 from relay_service.forwarding import ForwardedCall, Plan
 from relay_service.idempotency.caller import KeyedCall
 from relay_service.idempotency.intent import Intent
@@ -68,6 +71,34 @@ class Refusal(Exception):  # noqa: N818 (a refusal is an answer, not a fault)
         self.subject = subject
 
 
+@dataclass(frozen=True, slots=True)
+class Course:
+    """Where a call goes: first to the first of both, then, while nothing was executed, to the others."""
+
+    lanes: Sequence[Lane]
+    destinations: tuple[Destination, ...]
+    fell_back: bool
+    """Whether it has left its own upstream before it began."""
+
+    @property
+    def lane(self) -> Lane:
+        """What judges the first attempts."""
+        return self.lanes[0]
+
+    @property
+    def later_lanes(self) -> Sequence[Lane]:
+        """What judges those that follow elsewhere."""
+        return self.lanes[1:]
+
+    def plan(
+        self, method: str, metadata: Headers, policy: MethodPolicy, deadline: float | None, demand: Demand
+    ) -> Plan:
+        """The plan of a call on this course."""
+        first, *later = self.destinations
+        hedge_port = None if self.fell_back else first.hedge_port
+        return Plan(method, metadata, first.port, policy, deadline, demand, first, hedge_port, tuple(later))
+
+
 class Relay:
     """Decides about every call; owns admission, the retry gates and the breakers.
 
@@ -95,8 +126,6 @@ class Relay:
         self.timers = timers
         self.now = now
         self._policy = policy
-        self._upstreams = upstreams
-        self._hedge_upstreams = hedge_upstreams
         self._own_services = own_services
         self._catalog = catalog
         self._observer = observer
@@ -105,8 +134,12 @@ class Relay:
             policy.admission, now(), rng.randbytes(SECRET_BYTES)
         )
         self._quotas = ClientQuotas(policy.clients, now()) if policy.clients else None
+        self._destinations = {
+            name: Destination(upstreams[name], hedge_upstreams.get(name)) for name in policy.upstreams
+        }
         self._gates = {name: RetryGate(policy.budget, policy.throttling, now()) for name in policy.upstreams}
         self._breakers = Breakers(policy, now())
+        self._throttles = _throttles(policy, {}, now())
         self._hedging = {name: Hedging() for name in policy.upstreams}
         self._own_gate = RetryGate(None, None, now())
         self._in_flight = 0
@@ -138,6 +171,16 @@ class Relay:
         return self._breakers
 
     @property
+    def throttles(self) -> Mapping[str, Throttles]:
+        """The adaptive throttle of each upstream; empty when the policy has none."""
+        return self._throttles
+
+    @property
+    def fallbacks(self) -> Mapping[str, int]:
+        """For each upstream, the calls that came to it because their own could not take them."""
+        return {name: destination.fallbacks for name, destination in self._destinations.items()}
+
+    @property
     def hedging(self) -> Mapping[str, Hedging]:
         """What was learned of each upstream's methods, and what became of the hedges."""
         return self._hedging
@@ -156,6 +199,54 @@ class Relay:
     def draining(self) -> bool:
         """Whether new calls are refused because the relay is going away."""
         return self._draining
+
+    @property
+    def policy(self) -> RelayPolicy:
+        """What new calls are judged by."""
+        return self._policy
+
+    def adopt(
+        self,
+        policy: RelayPolicy,
+        upstreams: Mapping[str, UpstreamPort],
+        hedge_upstreams: Mapping[str, UpstreamPort] = MappingProxyType({}),
+    ) -> list[Destination]:
+        """Judge new calls by another policy from now on; those under way keep the one they began with.
+
+        What has been learned of an upstream stays with it as long as its name, its target and the part
+        of the policy that it was learned under stay; the admission keeps its queue. The result are the
+        destinations that get no new calls.
+        """
+        now = self.now()
+        old = self._policy
+        same = [
+            name
+            for name, upstream in policy.upstreams.items()
+            if name in old.upstreams and old.upstreams[name].target == upstream.target
+        ]
+        self._gates = {name: self._gate(policy, name, name in same, now) for name in policy.upstreams}
+        self._breakers = Breakers(policy, now, self._breakers.of(same))
+        learned = {name: self._hedging[name] for name in same}
+        self._hedging = {name: learned.get(name) or Hedging() for name in policy.upstreams}
+        self._throttles = _throttles(policy, {name: self._throttles.get(name) for name in same}, now)
+        left = self._destinations
+        kept = {name: one for name, one in left.items() if upstreams.get(name) is one.port}
+        self._destinations = {
+            name: kept.get(name) or Destination(upstreams[name], hedge_upstreams.get(name))
+            for name in policy.upstreams
+        }
+        self._policy = policy
+        if policy.clients != old.clients:
+            self._quotas = ClientQuotas(policy.clients, now) if policy.clients else None
+        self._admission.adopt(policy.admission, now)
+        self._hand_out(now)
+        return [one for name, one in left.items() if name not in kept]
+
+    def _gate(self, policy: RelayPolicy, name: str, same_upstream: bool, now: float) -> RetryGate:
+        policies = (policy.budget, policy.throttling)
+        if same_upstream and self._gates[name].policies == policies:
+            return self._gates[name]
+        return RetryGate(*policies, now)
 
     def drain(self) -> None:
         """Refuse new calls from now on; those under way go on, but for calls to our own services: a health
@@ -213,9 +304,7 @@ class Relay:
         deadline = now + head.timeout_s if head.timeout_s is not None else None
         metadata = [field for field in head.metadata if field[0] not in contract.TOLD_TO_OWN_SERVICES]
         metadata.append((contract.IDENTITY, base64.b64encode(head.identity.encode())))
-        plan = Plan(
-            head.method, metadata, upstream, OWN_SERVICE_POLICY, deadline, OWN_SERVICE_DEMAND, limited=False
-        )
+        plan = Plan(head.method, metadata, upstream, OWN_SERVICE_POLICY, deadline, OWN_SERVICE_DEMAND)
         machine = Call(
             NO_RETRY,
             safety=Safety.NONE,
@@ -258,26 +347,44 @@ class Relay:
             intent = Intent(head, upstream, policy, keeping, safety, hops, key, deadline)
             return KeyedCall(self, keys, intent, reply, observer)
         sent_key = None if key is None else _sent_key(head.identity, head.method, key, hops)
-        breaker = self._breakers.guarding(upstream, head.method)
-        self._check_breaker(breaker, now)
-        plan = self._plan(
-            head, upstream, policy, deadline, outgoing=_outgoing(head, sent_key, hops), deadline=deadline
-        )
+        demand = _demand(head, deadline)
+        # Who called has tried before, or will again: it could go to two services in turn.
+        once = hops > 0 or head.once
+        # A stream whose request is not kept cannot wait for another upstream.
+        movable = not once and (unary or policy.replay_buffer_bytes > 0)
+        course = self._course(upstream, head.method, policy, demand.criticality, now, movable=movable)
+        plan = course.plan(head.method, _outgoing(head, sent_key, hops), policy, deadline, demand)
         machine = Call(
-            _single_attempt(policy.retry) if hops or head.once else policy.retry,
+            _single_attempt(policy.retry) if once else policy.retry,
             safety=safety,
             has_key=key is not None,
             deadline=deadline,
             attempt_limit_s=policy.attempt_timeout_s if unary else None,
-            gate=self._gates[upstream],
+            gate=course.lane.gate,
             rng=self._rng,
             streaming=not unary,
-            breaker=breaker,
-            hedges=self._hedges(plan, upstream) if unary and not (hops or head.once) else None,
+            breaker=course.lane.breaker,
+            throttle=course.lane.throttle,
+            hedges=self._hedges(plan, upstream) if unary and not once else None,
+            fallbacks=course.later_lanes,
+            fell_back=course.fell_back,
         )
         if unary:
-            return self._unary(plan, machine, reply, observer, now)
-        return self._stream(plan, machine, reply, observer, now)
+            self._admit_unary(plan, now)
+        else:
+            self._admit_stream(plan, now)
+        call = (UnaryCall if unary else StreamCall)(self, plan, machine, reply, observer)
+        self._count_in(call, course)
+        if isinstance(call, StreamCall):
+            call.begin(now)
+        return call
+
+    def _count_in(self, call: ForwardedCall, course: Course) -> None:
+        """`call_ended` counts it out."""
+        self._in_flight += 1
+        course.destinations[0].fallbacks += course.fell_back
+        for destination in call.destinations:
+            destination.enter()
 
     def _hedges(self, plan: Plan, upstream: str) -> Hedges | None:
         """What the call needs to be hedged, when its policy wants that.
@@ -289,52 +396,52 @@ class Relay:
             return None
         return Hedges(self._hedging[upstream], plan.method, policy)
 
-    def _plan(
+    def _course(
         self,
-        head: CallHead,
         upstream: str,
+        method: str,
         policy: MethodPolicy,
-        wanted_by: float | None,
+        criticality: Criticality,
+        now: float,
         *,
-        outgoing: Headers,
-        deadline: float | None,
-    ) -> Plan:
-        """``wanted_by`` is what the admission reckons with; ``deadline`` is None for work that lasts as long
-        as somebody waits."""
-        return Plan(
-            head.method,
-            outgoing,
-            self._upstreams[upstream],
-            policy,
-            deadline,
-            Demand(contract.criticality(head.metadata), wanted_by, contract.client_id(head.metadata)),
-            hedge_upstream=self._hedge_upstreams.get(upstream),
-        )
+        movable: bool,
+    ) -> Course:
+        """Choose the first upstream whose breaker would let an attempt through, of those that the call may go
+        to. Without one, or when the throttle holds it back, it is refused before it costs anything."""
+        names = (upstream, *policy.fallback) if movable else (upstream,)
+        lanes = [self._lane(name, method, criticality) for name in names]
+        taken = self._first_open(lanes, now)
+        self._check_throttle(lanes[taken].throttle, now)
+        destinations = tuple(self._destinations[name] for name in names[taken:])
+        return Course(lanes[taken:], destinations, fell_back=taken > 0)
 
-    def _check_breaker(self, breaker: CircuitBreaker | None, now: float) -> None:
-        """Refuse at the headers what the breaker would refuse later, before it costs anything."""
-        if breaker is not None and breaker.refuses(now):
-            raise Refusal(Reason.BREAKER_OPEN, breaker.pushback_s(now, self._rng))
+    def _lane(self, upstream: str, method: str, criticality: Criticality) -> Lane:
+        throttle = self._throttles[upstream].of(criticality) if self._throttles else None
+        return Lane(self._gates[upstream], self._breakers.guarding(upstream, method), throttle)
 
-    def _unary(
-        self, plan: Plan, machine: Call, reply: Reply, observer: CallObserver, now: float
-    ) -> UnaryCall:
+    def _first_open(self, ways: Sequence[Lane], now: float) -> int:
+        """The first upstream whose breaker would let an attempt through. Without one the call is refused at
+        its headers, before it costs anything."""
+        for index, lane in enumerate(ways):
+            if not lane.is_open(now):
+                return index
+        breaker = ways[0].breaker
+        pushback_s = breaker.pushback_s(now, self._rng) if breaker is not None else None
+        raise Refusal(Reason.BREAKER_OPEN, pushback_s)
+
+    def _check_throttle(self, throttle: AdaptiveThrottle | None, now: float) -> None:
+        if throttle is not None and throttle.refuses(now, self._rng):
+            raise Refusal(Reason.ADAPTIVE_THROTTLE, throttle.pushback_s(now, self._rng))
+
+    def _admit_unary(self, plan: Plan, now: float) -> None:
         if (reason := self._admission.turn_away(plan.demand, now)) is not None:
             raise Refusal(reason, self.pushback_s(reason, now))
         self._charge_quota(plan.demand.client, now)
-        self._in_flight += 1
-        return UnaryCall(self, plan, machine, reply, observer)
 
-    def _stream(
-        self, plan: Plan, machine: Call, reply: Reply, observer: CallObserver, now: float
-    ) -> StreamCall:
+    def _admit_stream(self, plan: Plan, now: float) -> None:
         self._charge_quota(plan.demand.client, now)
         if not self._admission.open_stream():
             raise Refusal(Reason.STREAM_LIMIT, self._admission.stream_pushback_s(self._rng))
-        self._in_flight += 1
-        call = StreamCall(self, plan, machine, reply, observer)
-        call.begin(now)
-        return call
 
     def _turn_away(self, head: CallHead, reply: Reply, observer: CallObserver, refusal: Refusal) -> None:
         reason = refusal.reason
@@ -361,31 +468,38 @@ class Relay:
         intent = order.intent
         now = self.now()
         head, policy, hops = intent.head, intent.policy, intent.hops
-        breaker = self._breakers.guarding(intent.upstream, head.method)
-        sent_key = _sent_key(head.identity, head.method, order.key, hops)
-        outgoing = _outgoing(head, sent_key, hops)
-        plan = self._plan(head, intent.upstream, policy, intent.deadline, outgoing=outgoing, deadline=None)
+        demand = _demand(head, intent.deadline)
+        # An attempt that may have been executed somewhere else permits no other service.
+        movable = hops == 0 and not order.outcome_open
         try:
-            self._check_breaker(breaker, now)
-            self._charge_quota(plan.demand.client, now)
+            course = self._course(
+                intent.upstream, head.method, policy, demand.criticality, now, movable=movable
+            )
+            self._charge_quota(demand.client, now)
         except Refusal as refusal:
             raise NoWork(refusal.reason, refusal.pushback_s) from None
+        sent_key = _sent_key(head.identity, head.method, order.key, hops)
+        # It lasts as long as somebody waits, so the plan knows no deadline.
+        plan = course.plan(head.method, _outgoing(head, sent_key, hops), policy, None, demand)
         machine = Call(
             policy.retry if hops == 0 else _single_attempt(policy.retry),
             safety=intent.safety,
             has_key=True,
             deadline=intent.deadline,
             attempt_limit_s=policy.attempt_timeout_s,
-            gate=self._gates[intent.upstream],
+            gate=course.lane.gate,
             rng=self._rng,
-            breaker=breaker,
+            breaker=course.lane.breaker,
+            throttle=course.lane.throttle,
             settle_s=intent.keys.settle_s,
             hedges=self._hedges(plan, intent.upstream) if hops == 0 else None,
+            fallbacks=course.later_lanes,
+            fell_back=course.fell_back,
         )
         if order.outcome_open:
             machine.outcome_is_open()
-        self._in_flight += 1
         work = KeyedWork(self, plan, machine, observer, intent.keys.settle_s)
+        self._count_in(work, course)
         work.on_request_data(order.framed, end=True)
         return work
 
@@ -444,12 +558,30 @@ class Relay:
 
     def call_ended(self, call: ForwardedCall) -> None:
         """Count it out."""
-        if not call.limited:
+        destinations = call.destinations
+        if not destinations:
             self._own_calls.discard(call)
             return
         if isinstance(call, StreamCall):
             self._admission.close_stream()
         self._in_flight -= 1
+        for destination in destinations:
+            destination.leave()
+
+
+def _demand(head: CallHead, deadline: float | None) -> Demand:
+    return Demand(contract.criticality(head.metadata), deadline, contract.client_id(head.metadata))
+
+
+def _throttles(
+    policy: RelayPolicy, known: Mapping[str, Throttles | None], now: float
+) -> dict[str, Throttles]:
+    """One for each upstream; those ``known`` go on as they stand when the policy asks for the same."""
+    asked = policy.adaptive_throttle
+    if asked is None:
+        return {}
+    kept = {name: old for name, old in known.items() if old is not None and old.policy == asked}
+    return {name: kept.get(name) or Throttles(asked, now) for name in policy.upstreams}
 
 
 def _refused(

@@ -165,7 +165,7 @@ class UnaryCall(ForwardedCall):
 
     def _no_worker(self, reason: Reason, now: float) -> None:
         """Before the first attempt that is a refusal; after it, the end of the retries."""
-        if self._machine.state is State.READY:
+        if not self._machine.attempts:
             self._handle(Aborted(reason, self._host.pushback_s(reason, now)), now)
         else:
             self._handle(RetryRefused(), now)

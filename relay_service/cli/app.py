@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from relay_service.cli import call, dlq, explain, idem, jobs, lint, serve, stats, submit
+from relay_service.cli import call, dlq, explain, idem, jobs, lint, reload, serve, stats, submit
 
 app = typer.Typer(
     name="relay",
@@ -42,6 +42,7 @@ app.command("submit")(submit.submit)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(dlq.app, name="dlq")
 app.command("stats")(stats.stats)
+app.command("reload")(reload.reload)
 app.command("lint")(lint.lint)
 app.command("explain")(explain.explain)
 app.add_typer(idem.app, name="idem")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from relay_service.cli.admin_target import admin_target
 from relay_service.cli.dlq_view import counted, group_row, letter_row, report_lines, surprise_lines
 from relay_service.cli.failures import BROKEN, COULD_NOT_TELL, fail
-from relay_service.cli.stats import admin_target
 from relay_service.cli.work import (
     ANSWER_TIMEOUT_S,
     PAGE_SIZE,

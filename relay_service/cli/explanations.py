@@ -93,6 +93,16 @@ REASONS: Mapping[Reason, Explanation] = MappingProxyType(
             "shows why it opened; find out why the upstream fails. It closes by itself, and there is nothing "
             "to reset.",
         ),
+        Reason.ADAPTIVE_THROTTLE: Explanation(
+            Reason.ADAPTIVE_THROTTLE.meaning,
+            "Over relay.adaptiveThrottle.window the upstream accepted less than 1/k of the attempts of "
+            "this class: it answered the others with RESOURCE_EXHAUSTED or UNAVAILABLE. The relay lets "
+            "through about k times what is accepted and refuses the rest by chance. A retry that is not "
+            "let through ends its call too; relay-attempts tells whether an attempt was made before.",
+            "Callers: come back when grpc-retry-pushback-ms or RetryInfo says. Operators: `relay stats` "
+            "shows requests and accepts by class; the upstream is overloaded or ill, and is let recover. "
+            "With a lower k it is asked less, with a higher one it is found well again sooner.",
+        ),
         Reason.DEADLINE_PASSED: Explanation(
             Reason.DEADLINE_PASSED.meaning,
             "The caller's deadline, or the one the policy gave it, came before an answer: in the queue, "

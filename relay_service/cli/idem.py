@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from relay_service.cli.admin_target import admin_target
 from relay_service.cli.failures import BROKEN, COULD_NOT_TELL, fail
-from relay_service.cli.stats import admin_target
 
 ANSWER_TIMEOUT_S = 5.0
 PAGE_SIZE = 500

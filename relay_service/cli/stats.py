@@ -5,18 +5,13 @@ from typing import Annotated
 
 import typer
 
+from relay_service.cli.admin_target import AddressOption, admin_target
 from relay_service.cli.failures import COULD_NOT_TELL, fail
-from relay_service.config.addresses import parse_target
-from relay_service.config.problems import ConfigError
-from relay_service.config.settings import read_settings
 
 
 def stats(
     *,
-    address: Annotated[
-        str | None,
-        typer.Option("--address", "-a", help="The relay's admin address (RELAY_ADMIN_LISTEN) by default."),
-    ] = None,
+    address: AddressOption = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Again and again, until Ctrl-C.")] = False,
     interval: Annotated[
         float, typer.Option(min=0.1, max=60, help="Seconds between looks with --watch.")
@@ -40,13 +35,3 @@ def stats(
         fail(f"{error}. Is the relay running, and is {target} its admin address?", COULD_NOT_TELL)
     except KeyboardInterrupt:
         raise typer.Exit from None
-
-
-def admin_target(address: str | None) -> str:
-    """The admin address that was given or is set; ends the command when it is none."""
-    try:
-        return str(parse_target(address if address is not None else read_settings({}).admin_listen))
-    except ValueError as error:
-        fail(f"--address: got {address!r}; {error}", COULD_NOT_TELL)
-    except ConfigError as error:
-        fail(str(error), COULD_NOT_TELL)

@@ -13,7 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
-from protos.relay.v1.admin_pb2 import GetStatsRequest, MethodStats, Stats, WatchStatsRequest
+from protos.relay.v1.admin_pb2 import GetStatsRequest, MethodStats, Policy, Stats, WatchStatsRequest
 from protos.relay.v1.admin_pb2_grpc import AdminServiceStub
 
 ANSWER_TIMEOUT_S = 5.0
@@ -77,11 +77,13 @@ def live_tables() -> Iterator[Show]:
 
 def report(stats: Stats) -> RenderableType:
     """Everything about one look that fits on a screen."""
-    parts = [_calls(stats), _queue(stats), _upstreams(stats)]
+    parts: list[RenderableType] = [_policy(stats.policy), _calls(stats), _queue(stats), _upstreams(stats)]
     if stats.HasField("jobs"):
         parts.append(_jobs(stats))
     if any(upstream.breakers for upstream in stats.upstreams):
         parts.append(_breakers(stats))
+    if any(upstream.throttles for upstream in stats.upstreams):
+        parts.append(_throttles(stats))
     if any(upstream.HasField("hedging") for upstream in stats.upstreams):
         parts.append(_hedging(stats))
     if stats.queue.client_quotas:
@@ -108,6 +110,11 @@ def _table(title: str, *columns: str) -> Table:
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right")
     return table
+
+
+def _policy(policy: Policy) -> str:
+    line = f"Policy {policy.name} {policy.version}, reloaded {policy.reloads} times, refused {policy.refused}"
+    return f"{line}\nLast refused: {policy.last_refusal}" if policy.last_refusal else line
 
 
 def _calls(stats: Stats) -> Table:
@@ -141,7 +148,15 @@ def _queue(stats: Stats) -> Table:
 
 def _upstreams(stats: Stats) -> Table:
     table = _table(
-        "Upstreams", "name", "target", "state", "connections", "lost", "retry tokens", "last error"
+        "Upstreams",
+        "name",
+        "target",
+        "state",
+        "connections",
+        "lost",
+        "fallbacks",
+        "retry tokens",
+        "last error",
     )
     for upstream in stats.upstreams:
         budget = upstream.retry_budget
@@ -151,6 +166,7 @@ def _upstreams(stats: Stats) -> Table:
             upstream.state,
             str(upstream.connections),
             str(upstream.disconnects),
+            str(upstream.fallbacks),
             f"{budget.tokens:.1f}/{budget.max_tokens:.0f}" if budget.max_tokens else "off",
             upstream.last_error,
         )
@@ -189,6 +205,20 @@ def _breakers(stats: Stats) -> Table:
                 str(breaker.opened),
                 str(breaker.refused),
                 breaker.cause,
+            )
+    return table
+
+
+def _throttles(stats: Stats) -> Table:
+    table = _table("Adaptive throttle", "upstream", "class", "accepted", "held back now", "refused")
+    for upstream in stats.upstreams:
+        for throttle in upstream.throttles:
+            table.add_row(
+                upstream.name,
+                throttle.criticality,
+                f"{throttle.accepts}/{throttle.requests}",
+                f"{throttle.rejection:.0%}",
+                str(throttle.refused),
             )
     return table
 

@@ -39,7 +39,7 @@ def _allowed(detail: ErrorDetails, parts: Sequence[str | int], model: type[BaseM
         case "extra_forbidden":
             return _unknown_field(parts, model)
         case "missing":
-            return "is required"
+            return "is required" + _note_on_names(parts)
         case "too_short":
             return "must not be an empty list" + _note_on_names(parts)
         case "value_error":

@@ -352,9 +352,10 @@ def _letters(file: PolicyFile, policy: RelayPolicy) -> Iterator[Finding]:
 
 def _unused(file: PolicyFile, policy: RelayPolicy) -> Iterator[Finding]:
     routed = {route.upstream for route in policy.routes}
+    routed |= {name for method in policy.methods.values() for name in method.fallback}
     for name in file.relay.upstreams:
         if policy.routes and name not in routed:
-            yield Finding(Rule.UPSTREAM_UNUSED, f"relay.upstreams.{name}", "no route leads to it")
+            yield Finding(Rule.UPSTREAM_UNUSED, f"relay.upstreams.{name}", "no route or fallback leads to it")
     for path, pattern in _entries(file):
         if pattern and not _reachable(pattern, policy):
             yield Finding(Rule.METHOD_UNROUTED, path, f"no route leads to {pattern}: calls get UNIMPLEMENTED")

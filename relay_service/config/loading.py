@@ -39,6 +39,7 @@ from relay_service.core.policy import (
     RetryThrottling,
     Route,
     StandingShed,
+    ThrottlePolicy,
     UpstreamPolicy,
     UpstreamTls,
 )
@@ -65,7 +66,11 @@ def policy_of(settings: Settings) -> RelayPolicy:
     Raises `ConfigError` with everything that is wrong in it, and when an upstream was set although the
     policy names its own: one of the two would be ignored.
     """
-    document = read_document(settings.policy)
+    return policy_from(read_document(settings.policy), settings)
+
+
+def policy_from(document: Document, settings: Settings) -> RelayPolicy:
+    """The same for a document that was read already."""
     if "upstream" in settings.model_fields_set and merge(layers(document)).upstreams:
         allowed = f"must not be set: {document.where} names its own upstreams"
         raise ConfigError([Problem("upstream", "", f"got {shown(settings.upstream)}", allowed)])
@@ -91,6 +96,7 @@ def build_policy(document: Document, target: str) -> RelayPolicy:
         clients=_clients(merged),
         budget=None if "retryBudget" in merged.off else RetryBudgetPolicy(**merged.budget_fields),
         throttling=_throttling(merged),
+        adaptive_throttle=_adaptive_throttle(merged),
         breakers=_breakers(merged),
         jobs=job_policy(merged.job_fields),
         dead_letters=dead_letter_policy(merged.letter_fields),
@@ -126,6 +132,15 @@ def _unmet_routes(merged: Merged, upstreams: Mapping[str, UpstreamPolicy], where
             yield Problem(
                 where, f"relay.routes[{index}].upstream", found, f"must be one of relay.upstreams ({known})"
             )
+    for pattern, given in merged.method_fields.items():
+        for name in given.get("fallback", ()):
+            if name not in upstreams:
+                yield Problem(
+                    where,
+                    f"relay.methods ({pattern or 'every method'}).fallback",
+                    f"got {shown(name)}",
+                    f"must be one of relay.upstreams ({known})",
+                )
     if len(upstreams) > 1 and not merged.routes:
         yield Problem(where, "relay.routes", "", f"is required to choose between the upstreams {known}")
 
@@ -133,6 +148,7 @@ def _unmet_routes(merged: Merged, upstreams: Mapping[str, UpstreamPolicy], where
 def _method_policy(merged: Merged, pattern: str) -> MethodPolicy:
     config = merged.method_config(pattern)
     given = dict(merged.fields_of(pattern))
+    given["fallback"] = () if "fallback" in merged.off else tuple(given.get("fallback", ()))
     jitter = Jitter(given.pop("jitter", Jitter.FULL.value))
     safety = given.pop("safety", None)
     batch = batch_policy(given.pop("batch", None))
@@ -260,3 +276,9 @@ def _throttling(merged: Merged) -> RetryThrottling | None:
     if merged.throttling is None or "retryThrottling" in merged.off:
         return None
     return RetryThrottling(merged.throttling.max_tokens, merged.throttling.token_ratio)
+
+
+def _adaptive_throttle(merged: Merged) -> ThrottlePolicy | None:
+    if merged.throttle_fields is None or "adaptiveThrottle" in merged.off:
+        return None
+    return ThrottlePolicy(**merged.throttle_fields)

@@ -29,6 +29,8 @@ class Merged:
     """Those of named clients."""
     callers_fields: dict[str, Any] = field(default_factory=dict)
     budget_fields: dict[str, Any] = field(default_factory=dict)
+    throttle_fields: dict[str, Any] | None = None
+    """What is said of the adaptive throttle; None while nobody asks for one."""
     breaker_fields: dict[str, dict[str, Any]] = field(default_factory=lambda: {"": {}})
     """What is said of the breakers; the empty pattern is the one each upstream has."""
     job_fields: dict[str, Any] = field(default_factory=dict)
@@ -95,6 +97,8 @@ def _lay_over(merged: Merged, document: Document) -> None:
     merged.client_quotas |= relay.clients.named
     merged.callers_fields |= relay.callers.fields_given()
     merged.budget_fields |= relay.retry_budget.fields_given()
+    if relay.adaptive_throttle is not None:
+        merged.throttle_fields = (merged.throttle_fields or {}) | relay.adaptive_throttle.fields_given()
     merged.breaker_fields[""] |= relay.breaker.fields_given()
     merged.job_fields |= relay.jobs.fields_given()
     merged.letter_fields |= relay.dead_letters.fields_given()

@@ -31,6 +31,7 @@ from relay_service.core.policy import (
     HedgePolicy,
     MethodPolicy,
     RetryBudgetPolicy,
+    ThrottlePolicy,
     UpstreamPolicy,
 )
 from relay_service.core.status import Code
@@ -48,6 +49,7 @@ _BATCH = BatchPolicy(method="S/M")
 _ITEMS = BatchItems()
 _RESULTS = BatchResults()
 _RULE = RecoveryRule(Recovery.REQUEUE)
+_THROTTLE = ThrottlePolicy()
 _HEDGING = HedgePolicy()
 _KEEPING = IdempotencyPolicy()
 _KEYS = KeyLimits()
@@ -103,6 +105,8 @@ Switch = Literal[
     "hedging",
     "retryBudget",
     "retryThrottling",
+    "adaptiveThrottle",
+    "fallback",
     "breaker",
     "admission",
     "clientQuotas",
@@ -252,6 +256,7 @@ class MethodBlock(Block):
     max_timeout_s: PositiveDuration | None = _METHOD.max_timeout_s
     attempt_timeout_s: PositiveDuration | None = _METHOD.attempt_timeout_s
     jitter: Literal["none", "full", "equal", "decorrelated"] = "full"
+    fallback: Annotated[list[UpstreamName], Field(max_length=10)] = []
     replay_buffer_bytes: Annotated[int, Field(ge=0, le=64 * 1024 * 1024)] = _METHOD.replay_buffer_bytes
     max_message_bytes: Annotated[int, Field(ge=1, le=1024 * 1024 * 1024)] = _METHOD.max_message_bytes
     hedging: HedgingBlock | None = None
@@ -400,6 +405,15 @@ class DeadLettersBlock(Block):
     recovery: dict[CauseName, RecoveryBlock] = {}
 
 
+class AdaptiveThrottleBlock(Block):
+    """``relay.adaptiveThrottle``; ``{}`` takes the defaults, and without it there is none."""
+
+    k: Annotated[float, Field(ge=1, le=100)] = _THROTTLE.k
+    window_s: PositiveDuration = _THROTTLE.window_s
+    min_calls: Annotated[int, Field(ge=1, le=1_000_000)] = _THROTTLE.min_calls
+    max_rejection: Annotated[float, Field(ge=0.01, le=0.99)] = _THROTTLE.max_rejection
+
+
 class RelayBlock(Block):
     """``relay``: all that is ours."""
 
@@ -412,6 +426,7 @@ class RelayBlock(Block):
     clients: ClientsBlock = ClientsBlock()
     callers: CallersBlock = CallersBlock()
     retry_budget: BudgetBlock = BudgetBlock()
+    adaptive_throttle: AdaptiveThrottleBlock | None = None
     breaker: BreakerBlock = BreakerBlock()
     jobs: JobsBlock = JobsBlock()
     keys: KeysBlock = KeysBlock()

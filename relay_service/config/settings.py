@@ -110,6 +110,12 @@ class Settings(BaseSettings):
         description="The relay's own files. Unset takes `resilient-relay` in `$XDG_STATE_HOME` or "
         "`~/.local/state`.",
     )
+    policy_poll_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=3600,
+        description="Seconds between looks at the policy file, to reload it after a change. 0 never looks.",
+    )
     trace_file: Path | None = Field(
         default=None,
         description="Append spans to this file as lines of OTLP JSON. Unset writes none.",

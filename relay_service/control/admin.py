@@ -2,17 +2,20 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from google.protobuf.duration_pb2 import Duration
 
 from protos.relay.v1 import admin_pb2
 from protos.relay.v1.admin_pb2_grpc import AdminServiceServicer
+from relay_service.config.candidate import Candidate
+from relay_service.config.problems import ConfigError
 from relay_service.control.descriptors import UpstreamDescriptors
 from relay_service.control.keys import KeyViewer
-from relay_service.control.refusals import Context, refuse_field
-from relay_service.control.sources import HealthSource, StatsSource
-from relay_service.control.stats_proto import health_message, stats_message
+from relay_service.control.refusals import Context, refuse, refuse_field, refuse_policy
+from relay_service.control.sources import HealthSource, ShuttingDownError, StatsSource
+from relay_service.control.stats_proto import health_message, policy_message, stats_message
+from relay_service.core.reason import Reason
 from relay_service.stores.interface import Store
 
 WATCH_INTERVAL_S = 1.0
@@ -23,7 +26,8 @@ DRAIN_GRACE_MAX_S = 3600.0
 
 
 class Admin(AdminServiceServicer):
-    """Answers from the two sources; ``drain(grace_s)`` is what SIGTERM calls too and must return at once.
+    """Answers from the two sources; ``drain(grace_s)`` is what SIGTERM calls too and must return at once,
+    ``reload`` is what SIGHUP leads to.
 
     State: ``_draining``, set once.
     """
@@ -35,14 +39,16 @@ class Admin(AdminServiceServicer):
         stats: StatsSource,
         upstreams: Sequence[UpstreamDescriptors],
         drain: Callable[[float], None],
+        reload: Callable[[], Awaitable[Candidate]],
         version: str,
         store: Store | None = None,
     ) -> None:
         self._keys = KeyViewer(store)
         self._health = health
         self._stats = stats
-        self._descriptors = {upstream.name: upstream for upstream in upstreams}
+        self._upstreams = upstreams
         self._drain = drain
+        self._reload = reload
         self._version = version
         self._draining = asyncio.Event()
 
@@ -93,6 +99,21 @@ class Admin(AdminServiceServicer):
         """See `relay_service.control.keys`."""
         return await self._keys.record(request, context)
 
+    async def ReloadPolicy(
+        self, _request: admin_pb2.ReloadPolicyRequest, context: Context
+    ) -> admin_pb2.ReloadPolicyResponse:
+        """Put the policy as it can be read now into force, or say what is wrong with it."""
+        try:
+            candidate = await self._reload()
+        except ConfigError as error:
+            await refuse_policy(context, error.problems)
+        except ShuttingDownError:
+            await refuse(context, Reason.DRAINING, Reason.DRAINING.meaning)
+        warnings = [f"{found.path}: {found.text} [{found.rule}]" for found in candidate.findings]
+        return admin_pb2.ReloadPolicyResponse(
+            policy=policy_message(self._stats.stats().policy), warnings=warnings
+        )
+
     async def Drain(self, request: admin_pb2.DrainRequest, context: Context) -> admin_pb2.DrainResponse:
         """Begin to drain and say how much there is left to finish. Asking twice changes nothing."""
         grace_s = await _seconds(context, request, "grace", DRAIN_GRACE_S, (0.0, DRAIN_GRACE_MAX_S))
@@ -102,6 +123,10 @@ class Admin(AdminServiceServicer):
 
     def _look(self, method_prefix: str) -> admin_pb2.Stats:
         return stats_message(self._stats.stats(), self._descriptors, method_prefix)
+
+    @property
+    def _descriptors(self) -> dict[str, UpstreamDescriptors]:
+        return {upstream.name: upstream for upstream in self._upstreams}
 
 
 async def _seconds(

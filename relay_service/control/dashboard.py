@@ -35,7 +35,7 @@ class Dashboard:
     ) -> None:
         self._health = health
         self._stats = stats
-        self._descriptors = {upstream.name: upstream for upstream in upstreams}
+        self._upstreams = upstreams
         self._version = version
         templates = Environment(
             loader=PackageLoader("relay_service.control"),
@@ -59,7 +59,7 @@ class Dashboard:
             stats=stats,
             shares=list(shares(stats.calls)),
             reasons=sorted(stats.calls.by_reason.items(), key=lambda item: (-item[1], item[0])),
-            descriptors=self._descriptors,
+            descriptors={upstream.name: upstream for upstream in self._upstreams},
         )
 
 

@@ -218,6 +218,10 @@ class ReflectedMethods:
     """The catalogue of methods that the relay decides by: what every upstream says of its own."""
 
     def __init__(self, upstreams: Sequence[UpstreamDescriptors]) -> None:
+        self.follow(upstreams)
+
+    def follow(self, upstreams: Sequence[UpstreamDescriptors]) -> None:
+        """Take what these say from now on."""
         self._by_name = {upstream.name: upstream for upstream in upstreams}
 
     def facts(self, upstream: str, method: str) -> MethodFacts | None:

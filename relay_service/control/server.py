@@ -1,13 +1,14 @@
 """The control plane as a whole: the servers on which the relay's own services run."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from protos.relay.v1 import relay_pb2  # noqa: F401  # RelayService is shown by reflection although the data plane answers it
 from protos.relay.v1.admin_pb2_grpc import add_AdminServiceServicer_to_server
 from protos.relay.v1.dead_letter_pb2_grpc import add_DeadLetterServiceServicer_to_server
 from protos.relay.v1.job_pb2_grpc import add_JobServiceServicer_to_server
+from relay_service.config.candidate import Candidate
 from relay_service.control.admin import Admin
 from relay_service.control.binding import BindError
 from relay_service.control.dead_letter_service import DeadLetters
@@ -67,12 +68,15 @@ class ControlPlane:
         stats: StatsSource,
         upstreams: Sequence[UpstreamDescriptors],
         drain: Callable[[float], None],
+        reload: Callable[[], Awaitable[Candidate]],
         version: str,
         work: WorkServices | None = None,
         store: Store | None = None,
     ) -> None:
         """``drain(grace_s)`` begins the relay's drain and returns at once; it is what ``Drain`` calls.
 
+        ``reload`` puts another policy into force. ``upstreams`` may change its members then: whoever
+        changes it starts the new ones, stops those that are gone, and calls `health_changed`.
         Without ``work`` there are no JobService and no DeadLetterService.
         """
         self._settings = settings
@@ -84,7 +88,13 @@ class ControlPlane:
         self._admin_board = HealthBoard()
         self._follower = HealthFollower(self._board, health, upstreams)
         self._admin = Admin(
-            health=health, stats=stats, upstreams=upstreams, drain=drain, version=version, store=store
+            health=health,
+            stats=stats,
+            upstreams=upstreams,
+            drain=drain,
+            reload=reload,
+            version=version,
+            store=store,
         )
         self._own = own_descriptors(sorted(public))
         self._private: GrpcServer | None = None

@@ -11,8 +11,10 @@ from typing import Protocol
 from relay_service.core.admission import AdmissionState
 from relay_service.core.breakers import BreakerView
 from relay_service.core.budget import BudgetState
+from relay_service.core.criticality import Criticality
 from relay_service.core.hedge import HedgingState
 from relay_service.core.quota import QuotaView
+from relay_service.core.throttle import ThrottleState
 from relay_service.idempotency.counters import KeysState
 from relay_service.jobs.office import JobsStatus
 from relay_service.ports import CallersStatus
@@ -63,6 +65,31 @@ class UpstreamStatus:
     breakers: Sequence[BreakerView] = ()
     hedging: HedgingStatus | None = None
     """None when the policy hedges nothing."""
+    fallbacks: int = 0
+    """Calls that came here because their own upstream could not take them."""
+    throttles: Mapping[Criticality, ThrottleState] = field(default_factory=dict)
+    """By class; empty when the policy has no adaptive throttle."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyStatus:
+    """The policy in force, and what became of those that were to take its place."""
+
+    name: str = ""
+    version: str = ""
+    """A hash of what it says."""
+    loaded_at_unix_s: float = 0.0
+    reloads: int = 0
+    """Policies put into force since the start."""
+    refused: int = 0
+    """Policies that had errors."""
+    last_refusal: str = ""
+    """What was wrong with the last of these, a line for each fault; empty when there was none."""
+    last_refusal_at_unix_s: float = 0.0
+
+
+class ShuttingDownError(Exception):
+    """The relay is going away and takes no other policy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +114,7 @@ class Stats:
     telemetry: TelemetryStatus
     jobs: JobsStatus | None = None
     """None without a store."""
+    policy: PolicyStatus = PolicyStatus()
     callers: CallersStatus = field(default_factory=CallersStatus)
     keys: KeysState | None = None
     """None without a store."""

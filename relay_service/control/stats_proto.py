@@ -10,6 +10,7 @@ from relay_service.control.descriptors import UpstreamDescriptors
 from relay_service.control.sources import (
     Health,
     HedgingStatus,
+    PolicyStatus,
     QueueStatus,
     Stats,
     TelemetryStatus,
@@ -17,6 +18,8 @@ from relay_service.control.sources import (
 )
 from relay_service.core.breakers import BreakerView
 from relay_service.core.budget import BudgetState
+from relay_service.core.criticality import Criticality
+from relay_service.core.throttle import ThrottleState
 from relay_service.idempotency.counters import KeysState
 from relay_service.jobs.office import JobsStatus
 from relay_service.ports import CallersStatus
@@ -37,9 +40,25 @@ def stats_message(stats: Stats, descriptors: Descriptors, method_prefix: str) ->
         upstreams=_upstreams(stats.upstreams, descriptors),
         telemetry=_telemetry(stats.telemetry),
         jobs=_jobs(stats.jobs) if stats.jobs is not None else None,
+        policy=policy_message(stats.policy),
         callers=_callers(stats.callers),
         keys=_keys(stats.keys) if stats.keys is not None else None,
     )
+
+
+def policy_message(policy: PolicyStatus) -> admin_pb2.Policy:
+    """The policy in force."""
+    message = admin_pb2.Policy(
+        name=policy.name,
+        version=policy.version,
+        load_time=timestamp(policy.loaded_at_unix_s),
+        reloads=policy.reloads,
+        refused=policy.refused,
+        last_refusal=policy.last_refusal,
+    )
+    if policy.refused:
+        message.last_refusal_time.CopyFrom(timestamp(policy.last_refusal_at_unix_s))
+    return message
 
 
 def health_message(
@@ -166,6 +185,12 @@ def _upstream(upstream: UpstreamStatus, descriptors: UpstreamDescriptors | None)
         last_error=upstream.last_error,
         retry_budget=_retry_budget(upstream.retry_budget),
         breakers=[_breaker(view) for view in upstream.breakers],
+        fallbacks=upstream.fallbacks,
+        throttles=[
+            _throttle(criticality, state)
+            for criticality, state in sorted(upstream.throttles.items(), reverse=True)
+            if state.requests or state.refused
+        ],
     )
     if upstream.hedging is not None:
         message.hedging.CopyFrom(_hedging(upstream.hedging))
@@ -193,6 +218,16 @@ def _keys(keys: KeysState) -> admin_pb2.Keys:
 def _retry_budget(budget: BudgetState) -> admin_pb2.RetryBudget:
     return admin_pb2.RetryBudget(
         tokens=budget.tokens, max_tokens=budget.max_tokens, granted=budget.granted, refused=budget.refused
+    )
+
+
+def _throttle(criticality: Criticality, state: ThrottleState) -> admin_pb2.Throttle:
+    return admin_pb2.Throttle(
+        criticality=criticality.name,
+        requests=state.requests,
+        accepts=state.accepts,
+        rejection=state.rejection,
+        refused=state.refused,
     )
 
 

@@ -173,6 +173,19 @@ class Admission(Generic[Ticket]):
         """The limits."""
         return self._policy
 
+    def adopt(self, policy: AdmissionPolicy, now: float) -> None:
+        """Go on under other limits; then ask `grant` who gets the workers that may have been added.
+
+        What waits keeps its place, also where there would be no room for it now. A limit that the new
+        policy does not change keeps what it has learned, and so does the service time.
+        """
+        old, self._policy = self._policy, policy
+        self._room = tuple(math.ceil(share * policy.queue_capacity) for share in _shares(policy))
+        if (policy.limit, policy.workers) != (old.limit, old.workers):
+            self._limit = make_limit(policy, now)
+        if policy.feasibility_quantile != old.feasibility_quantile:
+            self._service = ServiceTime(policy.feasibility_quantile or 0.9)
+
     @property
     def queued(self) -> int:
         """Work that waits."""

@@ -170,6 +170,11 @@ class CircuitBreaker:
         self._proven = 0
         self._opened = self._refused = self._lost = self._stuck = self._late = 0
 
+    @property
+    def policy(self) -> BreakerPolicy:
+        """What it judges by."""
+        return self._policy
+
     # Before an attempt --------------------------------------------------------------------------
 
     def enter(self, work: Work, now: float) -> Permit | None:

@@ -88,11 +88,13 @@ class RetryThrottle:
 class RetryGate:
     """The one place that every retry and hedge of an upstream must pass; it owns both gates."""
 
-    __slots__ = ("_budget", "_granted", "_hedges_keep", "_max_tokens", "_refused", "_throttle")
+    __slots__ = ("_budget", "_granted", "_hedges_keep", "_max_tokens", "_refused", "_throttle", "policies")
 
     def __init__(
         self, budget: RetryBudgetPolicy | None, throttling: RetryThrottling | None, now: float
     ) -> None:
+        self.policies = (budget, throttling)
+        """What it was made from."""
         self._budget = RetryBudget(budget, now) if budget else None
         self._max_tokens = budget.burst if budget else 0.0
         self._hedges_keep = HEDGE_RESERVE * self._max_tokens

@@ -19,6 +19,7 @@ like any other: the shell cancels it, asks the transport what is known, and repo
 """
 
 import math
+from collections.abc import Sequence
 from enum import Enum
 from random import Random
 
@@ -37,6 +38,7 @@ from relay_service.core.events import (
     Cancelled,
     DeadlinePassed,
     Event,
+    FallBack,
     Finish,
     HedgeDue,
     HedgeUnserved,
@@ -56,9 +58,11 @@ from relay_service.core.evidence import (
     judge,
 )
 from relay_service.core.hedged import Hedges
+from relay_service.core.lane import NOTHING_EXECUTED, Lane
 from relay_service.core.policy import RetryPolicy
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
+from relay_service.core.throttle import AdaptiveThrottle
 from relay_service.core.told import Told
 from relay_service.core.verdict import Fate, Origin, Verdict
 
@@ -81,8 +85,12 @@ class Call:
 
     ``attempt_limit_s`` is None for calls whose attempts may last as long as the call (streams).
     ``deadline`` is monotonic seconds or None; an attempt under way may outlive it by ``settle_s``, so that
-    its outcome becomes known. ``breaker`` is asked before each attempt; None lets all through. ``hedges`` is
-    None for calls that are not to be hedged; where a second execution would do harm it is not used.
+    its outcome becomes known. ``breaker`` is asked before each attempt; None lets all through. ``throttle``
+    hears of each attempt and is asked before each retry: before the first attempt the shell asks it, when
+    the call arrives. ``hedges`` is None for calls that are not to be hedged; where a second execution would
+    do harm it is not used. ``fallbacks`` are other upstreams that may be asked, in this order, while nothing
+    was executed (`relay_service.core.lane`); ``fell_back`` says that the call has left its own before it
+    began.
 
     State: where the call stands, the attempts made, the main attempt under way (its number, 0 for none) and
     the breaker's permit for it, the hedges, the worst evidence so far, how the last attempt ended (when
@@ -96,8 +104,12 @@ class Call:
         "_breaker",
         "_deadline",
         "_evidence",
+        "_fallbacks",
+        "_fell_back",
         "_gate",
+        "_hedged_before",
         "_hedges",
+        "_is_first_here",
         "_last",
         "_main",
         "_may_repeat",
@@ -109,6 +121,7 @@ class Call:
         "_settle_s",
         "_state",
         "_streaming",
+        "_throttle",
         "_won_by_hedge",
     )
 
@@ -124,8 +137,11 @@ class Call:
         rng: Random,
         streaming: bool = False,
         breaker: CircuitBreaker | None = None,
+        throttle: AdaptiveThrottle | None = None,
         hedges: Hedges | None = None,
         settle_s: float = 0.0,
+        fallbacks: Sequence[Lane] = (),
+        fell_back: bool = False,
     ) -> None:
         self._retry = retry
         self._safety = safety
@@ -136,6 +152,11 @@ class Call:
         self._gate = gate
         self._rng = rng
         self._breaker = breaker
+        self._throttle = throttle
+        self._fallbacks = enumerate(fallbacks)
+        self._fell_back = fell_back
+        self._is_first_here = True
+        self._hedged_before = 0
         self._hedges = hedges if self._may_repeat else None
         self._main = 0
         self._settle_s = settle_s
@@ -210,7 +231,8 @@ class Call:
         self._state = State.ATTEMPTING
         self._attempts += 1
         self._main = self._attempts
-        if self._attempts == 1:
+        if self._is_first_here:
+            self._is_first_here = False
             self._gate.first_attempt()
         start = StartAttempt(self._attempts, self._attempt_timeout_s(now))
         if self._hedges is None:
@@ -227,6 +249,8 @@ class Call:
 
     def _attempt_done(self, done: AttemptDone, now: float) -> Actions:
         permit = self._take_off(done.number)
+        if self._throttle is not None:
+            self._throttle.ended(done.delivery, done.code, now)
         if done.code is Code.OK and done.delivery is Delivery.ANSWERED:
             self._settle(permit, Outcome.SUCCESS, now)
             self._gate.record(failed=False)
@@ -323,6 +347,8 @@ class Call:
             return self._give_up(Reason.MESSAGE_TOO_LARGE if done.delivery is Delivery.NOT_SENT else None)
         if judgement.repeat is Repeat.IF_HARMLESS and not self._may_repeat:
             return self._give_up(None)
+        if done.delivery is Delivery.NOT_SENT and done.replayable and (elsewhere := self._fall_back(now)):
+            return elsewhere
         if not done.replayable or self._attempts >= self._retry.max_attempts:
             return self._give_up(Reason.RETRIES_EXHAUSTED)
         delay_s = self._delay_s(self._pushback_s(done, now))
@@ -331,6 +357,8 @@ class Call:
         if self._breaker is not None and self._breaker.wait_s(now) > delay_s:
             # The retry would find it open: say so now, with its cost unspent.
             return self._breaker_open(self._breaker, now)
+        if self._throttle is not None and self._throttle.refuses(now, self._rng):
+            return self._refused(Reason.ADAPTIVE_THROTTLE, self._throttle.pushback_s(now, self._rng))
         if not self._gate.allow_retry(now):
             return self._give_up(Reason.BUDGET_EXHAUSTED)
         self._state = State.BACKING_OFF
@@ -411,9 +439,28 @@ class Call:
         return self._end(told.of_failure(last, reason, says_worst=says_worst, unknown=self._outcome_unknown))
 
     def _breaker_open(self, breaker: CircuitBreaker, now: float) -> Actions:
+        return self._fall_back(now) or self._refused(Reason.BREAKER_OPEN, breaker.pushback_s(now, self._rng))
+
+    def _fall_back(self, now: float) -> Actions:
+        """Go on at the next upstream whose breaker lets attempts through; nothing when there is none, or when
+        an attempt may have been executed. A worker is asked for anew: it may be another's by now."""
+        if self._evidence not in NOTHING_EXECUTED:
+            return ()
+        for index, lane in self._fallbacks:
+            if not lane.is_open(now):
+                self._gate, self._breaker, self._throttle = lane
+                self._fell_back = self._is_first_here = True
+                self._backoff = None
+                if self._hedges is not None:
+                    self._hedged_before, self._hedges = len(self._hedges.numbers), None
+                self._state = State.BACKING_OFF
+                return (FallBack(index), WaitBackoff(now))
+        return ()
+
+    def _refused(self, reason: Reason, pushback_s: float) -> Actions:
         """End because no attempt may be made now."""
-        pushback_s = breaker.pushback_s(now, self._rng)
-        return self._end(told.of_open_breaker(self._last, pushback_s, unknown=self._outcome_unknown))
+        unknown = self._outcome_unknown
+        return self._end(told.of_refusal(reason, self._last, pushback_s, unknown=unknown))
 
     def _stop(self, why: Event) -> Actions:
         """End for a reason that is not an attempt's answer."""
@@ -438,7 +485,8 @@ class Call:
             self._evidence if known else None,
             self._attempts,
             words.pushback_s,
-            hedges=len(self._hedges.numbers) if self._hedges is not None else 0,
+            hedges=len(self._hedges.numbers) if self._hedges is not None else self._hedged_before,
             hedge_won=self._won_by_hedge,
+            fell_back=self._fell_back,
         )
         return (Finish(verdict),)

@@ -127,11 +127,18 @@ class WaitHedge:
 
 
 @dataclass(frozen=True, slots=True)
+class FallBack:
+    """Make the attempts that follow at the fallback with this index."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
     """Answer the caller. Nothing follows."""
 
     verdict: Verdict
 
 
-Action = StartAttempt | StartHedge | CancelAttempt | WaitBackoff | WaitHedge | Finish
+Action = StartAttempt | StartHedge | CancelAttempt | WaitBackoff | WaitHedge | FallBack | Finish
 Actions = tuple[Action, ...]

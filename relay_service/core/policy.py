@@ -135,6 +135,27 @@ class RetryThrottling:
 
 
 @dataclass(frozen=True, slots=True)
+class ThrottlePolicy:
+    """When an upstream that refuses most of what it is asked is asked less. Off is a relay policy without."""
+
+    k: float = 2.0
+    """In the long run the upstream is asked for so many times what it accepts."""
+    window_s: float = 5.0
+    """How far back requests and accepts are counted."""
+    min_calls: int = 20
+    """With fewer requests in the window everything is let through."""
+    max_rejection: float = 0.9
+    """The largest share that is not let through: the rest finds out whether the upstream is well again."""
+
+    def __post_init__(self) -> None:
+        _at_least("k", self.k, 1)
+        _positive("window_s", self.window_s)
+        _at_least("min_calls", self.min_calls, 1)
+        if not 0 < self.max_rejection < 1:
+            raise ValueError(f"max_rejection must be between 0 and 1, not {self.max_rejection}")
+
+
+@dataclass(frozen=True, slots=True)
 class BreakerPolicy:
     """When attempts stop because they keep failing, and how they begin again.
 
@@ -204,6 +225,8 @@ class MethodPolicy:
     retry: RetryPolicy = RetryPolicy()
     hedging: HedgePolicy | None = None
     """None never hedges. Only unary calls that may harmlessly be executed twice are."""
+    fallback: tuple[str, ...] = ()
+    """Upstreams, in this order, for calls that theirs certainly has not executed and cannot take now."""
     replay_buffer_bytes: int = 64 * 1024
     """How much of a streaming request is kept for a retry; 0 never retries a streaming call."""
     max_message_bytes: int = 4 * 1024 * 1024
@@ -442,6 +465,7 @@ class RelayPolicy:
     admission: AdmissionPolicy = AdmissionPolicy()
     budget: RetryBudgetPolicy | None = RetryBudgetPolicy()
     throttling: RetryThrottling | None = None
+    adaptive_throttle: ThrottlePolicy | None = None
     breakers: Mapping[str, BreakerPolicy] = field(default_factory=dict)
     jobs: JobPolicy = field(default_factory=JobPolicy)
     max_hops: int = 3
@@ -466,6 +490,9 @@ class RelayPolicy:
             raise ValueError("routes must not name the same service and method twice")
         if unknown := set(by_pattern.values()) - set(self.upstreams):
             raise ValueError(f"routes lead to upstreams that are not there: {sorted(unknown)}")
+        for pattern, method in self.methods.items():
+            if unknown := set(method.fallback) - set(self.upstreams):
+                raise ValueError(f"the fallback of {pattern!r} leads to no upstream: {sorted(unknown)}")
         # The only writes to a frozen value: its own copies and indexes, before anyone can see it.
         object.__setattr__(self, "upstreams", MappingProxyType(dict(self.upstreams)))
         object.__setattr__(self, "methods", MappingProxyType(dict(self.methods)))

@@ -35,6 +35,10 @@ class Reason(Enum):
     )
     STREAM_LIMIT = Code.RESOURCE_EXHAUSTED, "as many streaming calls are open as the relay allows"
     BREAKER_OPEN = Code.UNAVAILABLE, "the circuit breaker is open: attempts at the upstream keep failing"
+    ADAPTIVE_THROTTLE = (
+        Code.RESOURCE_EXHAUSTED,
+        "the upstream refuses most of what it is asked, so it is asked less",
+    )
     DEADLINE_PASSED = Code.DEADLINE_EXCEEDED, "the deadline passed before an answer came"
     RETRIES_EXHAUSTED = None, "no attempt succeeded and no further one is allowed"
     BUDGET_EXHAUSTED = None, "the retry budget is used up"

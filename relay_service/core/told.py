@@ -32,12 +32,12 @@ def of_failure(last: AttemptDone, reason: Reason | None, *, says_worst: bool, un
     return Told(last.code, last.message, Origin.UPSTREAM if answered else Origin.RELAY, Fate.ERROR, reason)
 
 
-def of_open_breaker(last: AttemptDone | None, pushback_s: float, *, unknown: bool) -> Told:
+def of_refusal(reason: Reason, last: AttemptDone | None, pushback_s: float, *, unknown: bool) -> Told:
     """No attempt may be made now; ``last`` is the one made before, if any."""
     if last is not None and unknown:
         return _unknown(Code.UNKNOWN, last.message)
-    reason = Reason.BREAKER_OPEN
-    return Told(Code.UNAVAILABLE, reason.meaning, Origin.RELAY, _fate(last is not None), reason, pushback_s)
+    code = reason.code or Code.UNKNOWN
+    return Told(code, reason.meaning, Origin.RELAY, _fate(last is not None), reason, pushback_s)
 
 
 def of_stop(why: Event, *, tried: bool, unknown: bool) -> Told:

@@ -64,6 +64,8 @@ class Verdict:
     """How many of the attempts were hedges."""
     hedge_won: bool = False
     """Whether the status is a hedge's answer."""
+    fell_back: bool = False
+    """Whether it went to an upstream that is not its method's own."""
     subject: str = "relay"
     """Whose limit was reached, when one was: the relay's or ``client:NAME``'s."""
     key_status: KeyStatus | None = None
@@ -82,12 +84,14 @@ class Verdict:
 
     @property
     def decision(self) -> str:
-        """What the relay did: its reason, else ``REPLAYED``, ``COALESCED``, ``HEDGED`` (a hedge won),
-        ``RETRIED`` or ``FORWARDED``."""
+        """What the relay did: its reason, else ``REPLAYED``, ``COALESCED``, ``FALLBACK`` (another upstream
+        answered), ``HEDGED`` (a hedge won), ``RETRIED`` or ``FORWARDED``."""
         if self.reason is not None:
             return self.reason.name
         if self.key_status in _SHARED:
             return _SHARED[self.key_status]
+        if self.fell_back:
+            return "FALLBACK"
         if self.hedge_won:
             return "HEDGED"
         return "RETRIED" if self.retries else "FORWARDED"

@@ -49,21 +49,23 @@ class JobsOffice:
         self,
         store: Store,
         relay: CallCarrier,
-        policy: RelayPolicy,
+        in_force: Callable[[], RelayPolicy],
         catalog: MethodCatalog,
         *,
         worker: str,
         rng: Random,
         fault_point: FaultPoint,
     ) -> None:
-        """``worker`` names this relay among those that share the store."""
+        """``in_force`` gives the policy by which jobs are judged now; what it says under ``jobs`` and
+        ``dead_letters`` is taken once. ``worker`` names this relay among those that share the store."""
+        policy = in_force()
         self.store = store
         self.counters = JobCounters()
         self.fullness = Fullness(policy.jobs, policy.dead_letters)
         new_id = _ids(store.now)
         self.submitter = Submitter(
             store,
-            policy,
+            in_force,
             catalog,
             jobs=policy.jobs,
             fullness=self.fullness,
@@ -74,7 +76,7 @@ class JobsOffice:
         self.workers = Workers(
             store,
             JobCarrier(relay, timeout_s=policy.jobs.progress_s, fault_point=fault_point),
-            _rules(policy),
+            _rules(in_force),
             jobs=policy.jobs,
             letters=policy.dead_letters,
             worker=worker,
@@ -132,11 +134,11 @@ class JobsOffice:
         )
 
 
-def _rules(policy: RelayPolicy) -> MethodRules:
+def _rules(in_force: Callable[[], RelayPolicy]) -> MethodRules:
     return MethodRules(
-        batch=lambda method: policy.method_policy(method).batch,
-        retryable=lambda method: policy.method_policy(method).retry.retryable_codes,
-        policy_text=lambda method: _policy_text(policy, method),
+        batch=lambda method: in_force().method_policy(method).batch,
+        retryable=lambda method: in_force().method_policy(method).retry.retryable_codes,
+        policy_text=lambda method: _policy_text(in_force(), method),
     )
 
 

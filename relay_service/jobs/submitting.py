@@ -74,7 +74,7 @@ class Submitter:
     def __init__(
         self,
         store: JobStore,
-        policy: RelayPolicy,
+        in_force: Callable[[], RelayPolicy],
         catalog: MethodCatalog,
         *,
         jobs: JobPolicy,
@@ -84,7 +84,7 @@ class Submitter:
         fault_point: FaultPoint,
     ) -> None:
         self._store = store
-        self._policy = policy
+        self._in_force = in_force
         self._catalog = catalog
         self._jobs = jobs
         self._fullness = fullness
@@ -118,13 +118,13 @@ class Submitter:
         """Whether work could be run at all. Raises `SubmissionRefusedError` (JOB_INVALID, NO_ROUTE, …)."""
         if not is_method_name(work.method):
             raise _invalid(f"method must be package.Service/Method, not {work.method[:200]!r}")
-        upstream = self._policy.route(work.method)
+        upstream = self._in_force().route(work.method)
         if upstream is None:
             raise SubmissionRefusedError(Reason.NO_ROUTE, f"no route leads to {work.method}")
         facts = self._catalog.facts(upstream, work.method)
         if facts is not None and not facts.unary:
             raise _invalid(f"{work.method} is a streaming method; a job is one message each way")
-        bytes_max = self._policy.method_policy(work.method).max_message_bytes
+        bytes_max = self._in_force().method_policy(work.method).max_message_bytes
         if len(work.request) > bytes_max:
             raise SubmissionRefusedError(
                 Reason.MESSAGE_TOO_LARGE,

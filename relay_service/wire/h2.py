@@ -67,6 +67,7 @@ __all__ = [
     "StreamReset",
     "TrailersReceived",
     "WindowUpdated",
+    "allow_streams",
     "client_engine",
     "error_name",
     "goaway_frame",
@@ -152,6 +153,11 @@ def server_engine(limits: Limits) -> Engine:
     )
     engine.set_local_window_size(limits.connection_window_bytes)
     return engine
+
+
+def allow_streams(engine: Engine, streams_max: int) -> None:
+    """Tell the peer that it may open so many streams at once."""
+    engine.update_settings({Setting.MAX_CONCURRENT_STREAMS: streams_max})
 
 
 def client_engine(limits: Limits) -> Engine:

@@ -112,6 +112,13 @@ class Listener:
         """Streams open now, on all connections."""
         return sum(len(connection.streams) for connection in self._connections)
 
+    def adopt(self, settings: ListenerSettings) -> None:
+        """Go on under other limits. A connection that is open stays, and keeps the streams it was allowed
+        if they were more: what a caller has begun within its limit must not be refused."""
+        self._settings = settings
+        for connection in self._connections:
+            connection.allow_streams(settings.connection.limits.streams_max)
+
     def stop_accepting(self) -> None:
         """Close the listening sockets and remove the files of Unix ones; connections stay."""
         servers, self._servers = self._servers, []

@@ -71,6 +71,7 @@ class ServerConnection(Connection):
         "_identity",
         "_last_stream_id",
         "_owner",
+        "_streams_max",
         "answered",
         "counters",
         "departures",
@@ -101,6 +102,7 @@ class ServerConnection(Connection):
         self._departures_timer: TimerHandle | None = None
         self._departures_look_s = departures.linger_s / DEPARTURE_LOOKS_PER_LINGER
         self._last_stream_id = 0
+        self._streams_max = settings.limits.streams_max
         self._identity = ""
         self.whose = ""
         """Who is counted for this connection: the verified identity, else the address without its port."""
@@ -134,6 +136,13 @@ class ServerConnection(Connection):
         for stream in streams.values():
             guarded(stream.on_closed)
         self._owner.on_connection_lost(self)
+
+    def allow_streams(self, streams_max: int) -> None:
+        """Let the caller open so many streams at once, unless it may open more already."""
+        if self.open and streams_max > self._streams_max:
+            self._streams_max = streams_max
+            h2.allow_streams(self.engine, streams_max)
+            self.schedule_flush()
 
     # -- drain -------------------------------------------------------------------------------------------
 

@@ -123,7 +123,7 @@ class Bench:
             rng=Random(1),
             own_services=own_services or {},
         )
-        self.opener = EnvelopeOpener(self.relay, self.policy, Catalog())
+        self.opener = EnvelopeOpener(self.relay, Catalog())
 
     def call(
         self, method: str = "t.S/Unary", metadata: Headers = (), timeout_s: float | None = None

@@ -43,7 +43,7 @@ def a_submitter(store: MemoryJobs, steps: list[str], fullness: Fullness | None =
     numbers = iter(range(1000))
     return Submitter(
         store,
-        policy,
+        lambda: policy,
         NoFacts(),
         jobs=policy.jobs,
         fullness=fullness or Fullness(policy.jobs, policy.dead_letters),

@@ -31,12 +31,28 @@ def upstream(**fields: Any) -> dict[str, Any]:
 
 
 BAD = [
+    (
+        {
+            "relay": {
+                "upstreams": {"a": {"target": "h:1"}},
+                "methods": [{"name": [{"service": "s.S"}], "fallback": ["b"]}],
+            }
+        },
+        "relay.methods (s.S).fallback",
+        'got "b"',
+        "must be one of relay.upstreams (a)",
+    ),
     # (file, path, what was found, words of what is allowed)
     ([], "", "got []", "must be a JSON object"),
     ({"methodConfg": []}, "methodConfg", "got []", "did you mean methodConfig?"),
     ({"retryPolicy": RETRY}, "retryPolicy", "got {", "belongs into an entry of methodConfig"),
     ({"timeout": "1s"}, "timeout", 'got "1s"', "belongs into an entry of methodConfig"),
-    ({"methodConfig": [{"timeout": "1s"}]}, "methodConfig[0].name", "", "is required"),
+    (
+        {"methodConfig": [{"timeout": "1s"}]},
+        "methodConfig[0].name",
+        "",
+        "is required: [{}] means every method",
+    ),
     ({"methodConfig": [{"name": []}]}, "methodConfig[0].name", "got []", "silently ignores"),
     (
         {"methodConfig": [{"name": [{}], "hedgingPolicy": {}}]},

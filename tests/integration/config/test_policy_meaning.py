@@ -29,6 +29,7 @@ from relay_service.core.policy import (
     RetryThrottling,
     Route,
     StandingShed,
+    ThrottlePolicy,
     UpstreamPolicy,
 )
 from relay_service.core.status import Code
@@ -83,7 +84,16 @@ def test_every_preset_loads_and_lints_clean(name: str) -> None:
 
 
 def test_the_presets_are_these() -> None:
-    assert preset_names() == ["default", "keyed-demo", "passthrough", "payments-demo", "simple", "textbook"]
+    assert preset_names() == [
+        "default",
+        "keyed-demo",
+        "passthrough",
+        "payments",
+        "payments-demo",
+        "read-heavy",
+        "simple",
+        "textbook",
+    ]
 
 
 def test_preset_default_retries_within_a_fifth_of_the_traffic() -> None:
@@ -127,6 +137,30 @@ def test_preset_passthrough_switches_everything_off() -> None:
     assert (method.default_timeout_s, method.max_timeout_s, method.attempt_timeout_s) == (None, None, None)
     assert (policy.budget, policy.throttling, policy.admission) == (None, None, WIDE_OPEN)
     assert policy.breakers == {}
+
+
+def test_preset_payments_repeats_what_may_have_been_executed_only_with_a_key() -> None:
+    policy = load_policy("payments", TARGET)
+    method = policy.method_policy("a.B/C")
+    assert (method.safety, method.key_required) == (Safety.KEYED, False)
+    assert (method.retry.max_attempts, method.retry.retryable_codes) == (3, {Code.UNAVAILABLE})
+    assert (method.attempt_timeout_s, method.default_timeout_s, method.max_timeout_s) == (10, 30, 120)
+    assert policy.budget == RetryBudgetPolicy(ratio=0.1, burst=10)
+    assert policy.breakers == {"": BreakerPolicy()}
+    assert policy.adaptive_throttle == ThrottlePolicy()
+    assert policy.admission == AdmissionPolicy(queue_capacity=500)
+
+
+def test_preset_read_heavy_repeats_quickly_and_finds_its_own_limit() -> None:
+    policy = load_policy("read-heavy", TARGET)
+    method = policy.method_policy("a.B/C")
+    assert method.safety is Safety.NO_SIDE_EFFECTS
+    assert (method.retry.max_attempts, method.retry.initial_backoff_s) == (4, 0.025)
+    assert (method.attempt_timeout_s, method.default_timeout_s) == (1, 5)
+    assert method.hedging == HedgePolicy(quantile=0.95)
+    assert policy.admission.limit.kind is LimitKind.GRADIENT
+    assert policy.adaptive_throttle == ThrottlePolicy()
+    assert policy.budget == RetryBudgetPolicy(ratio=0.2, burst=10)
 
 
 def test_preset_payments_demo_knows_which_payments_may_be_repeated() -> None:
@@ -296,11 +330,20 @@ def test_what_becomes_of_a_standing_queue_is_taken_over(loaded) -> None:
     assert (admission.standing_target_s, admission.standing_interval_s) == (0.02, 0.2)
 
 
+def test_there_is_an_adaptive_throttle_only_where_one_is_asked_for(loaded) -> None:
+    assert loaded({"relay": {"preset": "default"}}).adaptive_throttle is None
+    assert loaded({"relay": {"adaptiveThrottle": {}}}).adaptive_throttle == ThrottlePolicy()
+    policy = loaded({"relay": {"adaptiveThrottle": {"k": 1.5, "window": "3s"}}})
+    assert policy.adaptive_throttle == ThrottlePolicy(k=1.5, window_s=3)
+
+
 SWITCHES = {
     "retry": lambda policy: policy.method_policy("a.B/C").retry.max_attempts == 1,
     "hedging": lambda policy: not policy.hedges,
     "retryBudget": lambda policy: policy.budget is None,
     "retryThrottling": lambda policy: policy.throttling is None,
+    "adaptiveThrottle": lambda policy: policy.adaptive_throttle is None,
+    "fallback": lambda policy: not policy.method_policy("a.B/C").fallback,
     "breaker": lambda policy: policy.breakers == {},
     "admission": lambda policy: policy.admission == WIDE_OPEN,
     "clientQuotas": lambda policy: policy.clients is None,
@@ -312,9 +355,15 @@ SWITCHES = {
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_each_pattern_is_switched_off_alone(loaded, switch: str) -> None:
     throttling = {"maxTokens": 10, "tokenRatio": 0.5}
-    clients = {"default": {"ratePerSecond": 5, "burst": 10}}
-    hedged = [{"name": [{}], "hedging": {}}]
-    relay = {"preset": "default", "clients": clients, "methods": hedged, "off": [switch]}
+    relay = {
+        "preset": "default",
+        "adaptiveThrottle": {},
+        "clients": {"default": {"ratePerSecond": 5, "burst": 10}},
+        "upstreams": {"one": {"target": "h:1"}, "two": {"target": "h:2"}},
+        "routes": [{"upstream": "one"}],
+        "methods": [{"name": [{}], "hedging": {}, "fallback": ["two"]}],
+        "off": [switch],
+    }
     policy = loaded({"retryThrottling": throttling, "relay": relay})
     assert [name for name, is_off in SWITCHES.items() if is_off(policy)] == [switch]
 

@@ -96,7 +96,7 @@ def test_the_documented_defaults_are_those_of_the_code() -> None:
 
 @pytest.mark.parametrize(
     ("names", "pattern"),
-    [(preset_names(), r"[a-z]+(-demo)?"), ([str(rule) for rule in Rule], r"[a-z]+(-[a-z]+)+")],
+    [(preset_names(), r"[a-z]+(-[a-z]+)?"), ([str(rule) for rule in Rule], r"[a-z]+(-[a-z]+)+")],
     ids=["presets", "rules"],
 )
 def test_presets_and_rules_are_documented(names: list[str], pattern: str) -> None:

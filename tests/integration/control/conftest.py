@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha.reflection import aio as grpcio_reflection
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
 
 from protos.downstream.v1 import payment_pb2, payment_pb2_grpc
+from relay_service.config.candidate import Candidate
 from relay_service.control.descriptors import RefreshSettings, UpstreamDescriptors
 from relay_service.control.names import REFLECTION_V1ALPHA
 from relay_service.control.reflection_client import ReflectionLimits
@@ -27,6 +28,7 @@ from relay_service.control.sources import (
     Health,
     HedgingStatus,
     QueueStatus,
+    ShuttingDownError,
     Stats,
     TelemetryStatus,
     UpstreamStatus,
@@ -287,7 +289,14 @@ class Planes:
 
     state: RelayState
     drains: list[float] = field(default_factory=list)
+    reloaded: Candidate | Exception = field(default_factory=ShuttingDownError)
     _running: list[ControlPlane] = field(default_factory=list)
+
+    async def reload(self) -> Candidate:
+        """Tells what the test has put into ``reloaded``."""
+        if isinstance(self.reloaded, Exception):
+            raise self.reloaded
+        return self.reloaded
 
     def make(self, *learners: UpstreamDescriptors, **settings: Any) -> ControlPlane:
         addresses = {
@@ -301,6 +310,7 @@ class Planes:
             stats=self.state,
             upstreams=learners,
             drain=self.drains.append,
+            reload=self.reload,
             version="1.2.3",
         )
         self._running.append(plane)

@@ -6,11 +6,16 @@ import time
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from google.rpc.error_details_pb2 import BadRequest
+from google.rpc.error_details_pb2 import BadRequest, PreconditionFailure
+from grpc_status import rpc_status
 from grpc_status.rpc_status import aio as rich
 
 from protos.relay.v1 import admin_pb2
 from protos.relay.v1.admin_pb2_grpc import AdminServiceStub
+from relay_service.config.candidate import Candidate
+from relay_service.config.lint import Finding, Rule
+from relay_service.config.problems import ConfigError, Problem
+from relay_service.core.policy import RelayPolicy, UpstreamPolicy
 
 PAYMENTS = "downstream.v1.PaymentService"
 
@@ -210,3 +215,25 @@ async def test_admin_service_is_not_at_the_address_of_the_data_plane(plane, chan
             admin_pb2.GetHealthRequest(), timeout=10
         )
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_a_reload_tells_the_policy_in_force_and_what_is_suspicious_in_it(admin, planes) -> None:
+    finding = Finding(Rule.GRPC_TIMEOUT, "methodConfig[0].timeout", "early")
+    planes.reloaded = Candidate(RelayPolicy("p", {"u": UpstreamPolicy("h:1")}), (finding,))
+    reloaded = await admin.ReloadPolicy(admin_pb2.ReloadPolicyRequest(), timeout=10)
+    assert list(reloaded.warnings) == ["methodConfig[0].timeout: early [grpc-timeout]"]
+    stats = (await admin.GetStats(admin_pb2.GetStatsRequest(), timeout=10)).stats
+    assert reloaded.policy == stats.policy
+
+
+async def test_a_policy_that_is_refused_is_told_fault_by_fault_as_far_as_there_is_room(admin, planes) -> None:
+    problems = [Problem("p.json", f"relay.x{number}", "got 1", "unknown field") for number in range(500)]
+    planes.reloaded = ConfigError(problems)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await admin.ReloadPolicy(admin_pb2.ReloadPolicyRequest(), timeout=10)
+    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert "500 faults" in refused.value.details()
+    failure = PreconditionFailure()
+    status = rpc_status.from_call(refused.value)
+    assert status.details[0].Unpack(failure)
+    assert [violation.description for violation in failure.violations] == [str(p) for p in problems[:10]]
