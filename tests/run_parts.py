@@ -40,7 +40,7 @@ PARTS = (
         150,
         side_by_side=2,
     ),
-    Part("chaos scenarios", ("tests/chaos/lab",), 150, side_by_side=2),
+    Part("chaos scenarios", ("tests/chaos/lab",), 200, side_by_side=2),
 )
 
 
