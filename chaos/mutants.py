@@ -35,7 +35,7 @@ MUTANTS = (
         "many-retries",
         {"relay": {"methods": [{"name": [{}], "jitter": "none"}]}},
     ),
-    Mutant("no-admission", "everything is taken on, whatever fits", "overload-10x", off("admission")),
+    Mutant("no-admission", "everything is taken on, whatever fits", "overload-3x", off("admission")),
     Mutant("no-attempt-timeout", "one silent attempt may take all the time", "hang", off("attemptTimeout")),
     Mutant(
         "repeats-without-key",

@@ -26,6 +26,7 @@ class Part:
     """Test processes that share the files; most of these tests wait for other processes."""
 
 
+CHAOS_ROOMS = ("stack", "report", "toxiproxy", "comparison", "experiments", "plugin")
 PARTS = (
     Part("core and simulation", ("tests/core", "tests/simulation"), 120, side_by_side=2),
     Part("wire", ("tests/wire",), 90),
@@ -33,7 +34,12 @@ PARTS = (
     Part("integration", ("tests/integration",), 120, side_by_side=3),
     Part("conformance", ("tests/conformance",), 150),
     Part("bench tools", ("tests/bench",), 60),
-    Part("chaos", ("tests/chaos/stack", "tests/chaos/report", "tests/chaos/toxiproxy"), 150, side_by_side=2),
+    Part(
+        "chaos",
+        tuple(f"tests/chaos/{room}" for room in CHAOS_ROOMS),
+        150,
+        side_by_side=2,
+    ),
     Part("chaos scenarios", ("tests/chaos/lab",), 150, side_by_side=2),
 )
 

@@ -91,10 +91,12 @@ class Bench:
         ) as channel:
             admin: admin_pb2_grpc.AdminServiceAsyncStub = admin_pb2_grpc.AdminServiceStub(channel)
             while True:
+                asked_s = self.history.now()
                 with contextlib.suppress(grpc.aio.AioRpcError):
                     answer = await admin.GetStats(admin_pb2.GetStatsRequest(), timeout=GAUGE_TIMEOUT_S)
                     queue = answer.stats.queue
-                    gauges.append(Gauge(self.history.now(), queue.length, queue.workers_busy))
+                    now_s = self.history.now()
+                    gauges.append(Gauge(now_s, queue.length, queue.workers_busy, now_s - asked_s))
                 await asyncio.sleep(GAUGE_BEAT_S)
 
     @contextlib.asynccontextmanager

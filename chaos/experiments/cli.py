@@ -19,6 +19,7 @@ class Name(StrEnum):
     WORKERS = "workers"
     STORM = "storm"
     METASTABLE = "metastable"
+    HEDGING = "hedging"
 
 
 def experiment(

@@ -133,9 +133,14 @@ class Recorder:
         return held(invariants.at_most_one_effect(_ledger(effects)))
 
     def assert_answers_match_effects(self, effects: Iterable[str]) -> Finding:
-        """OK means that the effect is in the service's books, a definite refusal that it is not."""
+        """OK means that the effect is in the service's books, a definite refusal that it is not.
+
+        Judged are the methods that were called with an ``idempotency-key``: those have an effect to name.
+        """
         __tracebackhide__ = True
-        return held(invariants.answers_match_ledger(self.calls, _ledger(effects)))
+        calls = self.calls
+        methods = {call.method for call in calls if call.key is not None}
+        return held(invariants.answers_match_ledger(calls, _ledger(effects), methods))
 
     def assert_retries_within(self, ratio: float, burst: float, attempts: int | None = None) -> Finding:
         """The relay's attempts beyond the first are at most ``ratio`` for each call, and ``burst``.

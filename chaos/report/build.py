@@ -172,12 +172,11 @@ class Exhibit:
 def _exhibits(report: Report) -> list[Exhibit]:
     """The calls that broke a promise, the most telling one, the slowest; each once, if it has spans."""
     chosen: dict[str, tuple[str, CallRecord]] = {}
-    broken = {
-        offender.trace_id: offender.what
-        for finding in _all_findings(report)
-        for offender in finding.offenders
-        if offender.trace_id and report.traces.get(offender.trace_id)
-    }
+    broken: dict[str, str] = {}
+    for finding in _all_findings(report):
+        for offender in finding.offenders:
+            if report.traces.get(offender.trace_id):
+                broken.setdefault(offender.trace_id, offender.what)
     if broken:
         for call in report.history.calls:
             if call.trace_id in broken and len(chosen) < BROKEN_SHOWN_MAX:

@@ -173,7 +173,7 @@ def spared(attempts_per_call: float) -> Expectation:
     return Expectation(f"a dead upstream gets at most {attempts_per_call:g} attempts for each call", judge)
 
 
-def jittered(variation: float = 0.25) -> Expectation:
+def jittered(variation: float = 0.35) -> Expectation:
     """Those who failed together do not return together."""
 
     def judge(evidence: Evidence) -> Finding:

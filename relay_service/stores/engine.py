@@ -2,7 +2,7 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from functools import partial
 from typing import TypeAlias, TypeVar
 
@@ -111,13 +111,14 @@ class TransactionalStore(ABC):
         """See `IdempotencyStore`."""
         deadline = asyncio.get_running_loop().time() + timeout_s
         with self._waiters.listening(keys.topic_of(scope)) as event:
-            while True:
-                record = await self.look_up(scope)
+            record = await self.look_up(scope)
+            while record is not None and self._runs_under(record, fence):
                 left_s = deadline - asyncio.get_running_loop().time()
-                if record is None or left_s <= 0 or not self._runs_under(record, fence):
-                    return record
+                if left_s <= 0:
+                    break
                 await woken(event, self._patience(min(left_s, record.lease_until - self.now())))
-                self._refuse_if_closed()
+                record = await self._unless_away(self.look_up(scope), record)
+            return record
 
     def _runs_under(self, record: Record, fence: int) -> bool:
         return (
@@ -224,17 +225,15 @@ class TransactionalStore(ABC):
         """See `JobStore`."""
         seen: Job | None = None
         with self._waiters.listening(job_topic(job_id)) as event:
-            while True:
-                job = await self.job(job_id)
-                if job is None:
-                    return
+            job = await self.job(job_id)
+            while job is not None:
                 if seen is None or (job.state, job.fence) != (seen.state, seen.fence):
                     seen = job
                     yield job
                 if job.state in _ENDED:
                     return
                 await woken(event, self._safety_poll_s)
-                self._refuse_if_closed()
+                job = await self._unless_away(self.job(job_id), job)
 
     async def sweep_jobs(self, *, keep_s: float, limit: int) -> int:
         """See `JobStore`."""
@@ -279,9 +278,15 @@ class TransactionalStore(ABC):
     def _patience(self, wanted_s: float) -> float:
         return wanted_s if self._safety_poll_s is None else min(wanted_s, self._safety_poll_s)
 
-    def _refuse_if_closed(self) -> None:
-        if self._closed:
-            raise StoreUnavailableError("the store is closed")
+    async def _unless_away(self, look: Awaitable[T], last: T) -> T:
+        """Who waits does not give up because the store is away for a while: what was known last holds until
+        it is back, or until the waiter's time is up. A closed store does not come back."""
+        try:
+            return await look
+        except StoreUnavailableError:
+            if self._closed:
+                raise
+            return last
 
 
 def _chunk_of(some: _Chunk, which: JobFilter, after: int) -> Operation[tuple[int, int]]:

@@ -77,7 +77,7 @@ def _let_delayed_pass(now: float) -> Transaction[None]:
 
 
 def _take_back(now: float) -> Transaction[None]:
-    """Leases that ran out: the job is ready again, and what its late worker writes changes nothing."""
+    """Leases that ran out: the job is ready again. Its late worker can change nothing: it runs no more."""
     rows = yield Run(
         "SELECT seq, id, worker FROM jobs WHERE state = 'running' AND lease_until <= $1"
         f" ORDER BY lease_until LIMIT $2 {SKIP_LOCKED}",

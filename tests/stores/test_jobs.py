@@ -135,7 +135,11 @@ async def test_an_order_stays_held_while_a_cancelled_job_may_still_run(
     await store.submit([make.job(job_id="head", order_key="a"), make.job(job_id="next", order_key="a")])
     head = await take(store, lease_s=0.3)
     await store.cancel("head")
-    assert await lease(store) == []
+    leased = await lease(store)
+    if leased:
+        # The machine was busy for as long as the lease.
+        assert (await store.job("next")).started_at >= head.lease_until
+        return
     await passed(store, head.lease_until)
     assert await lease(store) == ["next"]
 
@@ -159,13 +163,14 @@ async def test_an_old_job_overtakes_a_slightly_more_important_new_one(
 
 
 async def test_a_delayed_job_is_not_leased_before_its_time(store: Store, make: Any, passed: Any) -> None:
-    ((job, _new),) = await store.submit([make.job(delay_s=0.1, priority=100)])
-    await store.submit([make.job(job_id="later", delay_s=LONG_S)])
+    await store.submit([make.job(job_id="later", delay_s=LONG_S, priority=100)])
     assert await lease(store) == []
     wait_s = await store.next_ready_s()
     assert wait_s is not None
-    assert 0 <= wait_s <= 0.1
+    assert LONG_S - 60 < wait_s <= LONG_S
+    ((job, _new),) = await store.submit([make.job(delay_s=0.05)])
     await passed(store, job.ready_at)
+    assert await store.next_ready_s() == 0
     assert await lease(store) == [job.id]
 
 

@@ -6,6 +6,7 @@ import random
 import pytest
 
 from chaos.experiments import attempt_timeout, jitter, metastable, queue_size, storm, workers
+from chaos.experiments.arm import Gauge
 from chaos.experiments.catalogue import EXPERIMENTS
 from chaos.experiments.cli import Name
 from chaos.experiments.experiment import Pace
@@ -139,8 +140,13 @@ def test_an_arm_whose_load_was_not_made_tells_nothing(make_call, make_evidence):
     assert make_evidence(sound).success == 1.0
     kept_back = [*sound, make_call(100, 1.0, sent=False, code="CANCELLED")]
     late = [make_call(number, number / 100, lag_s=0.5 if number % 5 == 0 else 0.0) for number in range(100)]
-    for calls in (kept_back, late, []):
-        evidence = make_evidence(calls)
+    busy = [Gauge(0.1 * number, 0, 0, took_s=0.05) for number in range(9)]
+    for evidence in (
+        make_evidence(kept_back),
+        make_evidence(late),
+        make_evidence([]),
+        make_evidence(sound, gauges=busy),
+    ):
         assert not evidence.sound
         assert evidence.success is evidence.amplification is evidence.latency_ms(99) is None
 

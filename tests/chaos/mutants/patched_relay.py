@@ -8,6 +8,10 @@ import itertools
 import secrets
 import sys
 from collections.abc import Callable
+from pathlib import Path
+
+# Of this checkout, whichever is installed: a program has its own folder first on the path.
+sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from relay_service import contract
 from relay_service.cli import main

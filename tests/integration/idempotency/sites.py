@@ -185,6 +185,11 @@ async def charge(
         reply = await call
     except grpc.aio.AioRpcError as error:
         return Told(error.code(), b"", dict(error.trailing_metadata() or ()), error.details() or "")
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        return Told(grpc.StatusCode.CANCELLED, b"", {}, "the channel was closed")
     return Told(grpc.StatusCode.OK, reply.SerializeToString(), dict(await call.trailing_metadata()))
 
 

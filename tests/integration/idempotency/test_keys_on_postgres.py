@@ -11,6 +11,8 @@ from tests.integration.idempotency.postgres_outage import outage
 from tests.integration.idempotency.sites import Site, Told, charge, policy_of, until
 from tests.stores.postgres_server import PostgresServer
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 OK = grpc.StatusCode.OK
 
 

@@ -7,9 +7,12 @@ from typing import Any
 
 import grpc
 import pytest
+import pytest_asyncio
 
 from protos.relay.v1 import admin_pb2, admin_pb2_grpc
 from tests.integration.idempotency.sites import METHOD, Site, charge, policy_of
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 async def relay(*arguments: str) -> tuple[int, str, str]:
@@ -24,7 +27,7 @@ async def relay(*arguments: str) -> tuple[int, str, str]:
     return process.returncode, out.decode(), err.decode()
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def three_keys(site: Site) -> Site:
     """One done, one whose outcome nobody knows, one that was never seen."""
     await site.start(policy_of("NONE"))
