@@ -10,7 +10,7 @@ from relay_service.core.job_step import Bury
 from relay_service.jobs.fullness import Fullness
 from relay_service.jobs.recovery import AutomaticRecovery
 from relay_service.jobs.settling import Settler
-from relay_service.stores.interface import Store, StoreUnavailableError
+from relay_service.stores.interface import Store, StoreError
 
 ROUND_S = 1.0
 SWEEP_MAX = 1_000
@@ -44,8 +44,10 @@ class Janitor:
         while True:
             try:
                 await self.round()
-            except StoreUnavailableError as error:
+            except StoreError as error:
                 log.warning("the store cannot be tidied: %s", error)
+            except Exception:  # one letter that breaks a round must not end all rounds
+                log.exception("the store could not be tidied")
             await asyncio.sleep(ROUND_S)
 
     async def round(self) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from relay_service.core.job import Job
 from relay_service.core.job_policy import JobPolicy
-from relay_service.stores.interface import JobStore, StoreUnavailableError
+from relay_service.stores.interface import JobStore, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class Leases:
                     self._worker, list(held.items()), self._policy.lease_s, self._policy.progress_s
                 )
             )
-        except StoreUnavailableError as error:
+        except StoreError as error:
             log.warning("no heartbeat for %d jobs: %s", len(held), error)
             now = self._now()
             lost = {job_id for job_id, lease in self._held.items() if lease.until <= now}
@@ -86,7 +86,8 @@ class Leases:
                 lease = self._held.get(job_id)
                 if lease is not None and lease.fence == held[job_id]:
                     lease.until = asked_at + self._policy.lease_s
-        for job_id in lost & self._held.keys():
+        # In the order they were taken, so that a seed decides a simulated run.
+        for job_id in [job_id for job_id in self._held if job_id in lost]:
             if self._held[job_id].fence == held.get(job_id):
                 del self._held[job_id]
                 self._on_lost(job_id)

@@ -29,7 +29,7 @@ from relay_service.jobs.gathering import Gathering, RunUnderWay
 from relay_service.jobs.leases import Leases
 from relay_service.jobs.settling import PolicyText, Settler
 from relay_service.ports import Headers
-from relay_service.stores.interface import JobStore, StoreUnavailableError
+from relay_service.stores.interface import JobStore, StoreError
 
 WAIT_MIN_S = 0.02
 WAIT_MAX_S = 1.0
@@ -148,6 +148,9 @@ class Workers:
         """
         self._draining = True
         self._wake.set()
+        # What is being leased right now is still to be handed back.
+        if self._background:
+            await asyncio.wait(self._background[:1], timeout=self._policy.lease_s)
         if self._runs:
             await asyncio.wait(self._runs, timeout=grace_s)
         cut_short = dict(self._runs)
@@ -174,8 +177,11 @@ class Workers:
                 if took and took == room:
                     continue
                 wait_s = await self._wait_for(took, room)
-            except StoreUnavailableError as error:
+            except StoreError as error:
                 log.warning("no jobs can be leased: %s", error)
+                wait_s = WAIT_MAX_S
+            except Exception:  # one job that breaks this loop must not stop all others
+                log.exception("jobs could not be leased")
                 wait_s = WAIT_MAX_S
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
@@ -212,13 +218,16 @@ class Workers:
             try:
                 async for _ in self._store.work_arrived():
                     self._wake.set()
-            except StoreUnavailableError as error:
+            except StoreError as error:
                 log.warning("nobody announces new jobs: %s", error)
             await asyncio.sleep(WAIT_MAX_S)
 
     # Running ------------------------------------------------------------------------------------
 
     def _dispatch(self, job: Job) -> None:
+        if self._draining:
+            self._spawn(RunUnderWay([job]), self.settler.write(job, HandBack(0.0), None))
+            return
         last_word = before_run(job, self._policy, repeatable=self._carrier.is_repeatable(job.work))
         if last_word is not None:
             self._spawn(RunUnderWay([job]), self.settler.write(job, last_word, None))
@@ -251,8 +260,11 @@ class Workers:
         task.add_done_callback(self._run_over)
 
     def _run_over(self, task: asyncio.Task[None]) -> None:
-        for job in self._runs.pop(task).jobs:
-            self._by_job.pop(job.id, None)
+        run = self._runs.pop(task)
+        for job in run.jobs:
+            # A job that was lost may be here again, in a run of its own.
+            if self._by_job.get(job.id) is run:
+                del self._by_job[job.id]
         self._wake.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             # The lease of its jobs runs out, and their next worker counts this one as lost.

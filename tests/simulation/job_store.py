@@ -23,7 +23,7 @@ class MemoryJobs:
         self.now = now
         self.jobs_by_id: dict[str, Job] = {}
         self.letters_by_id: dict[str, DeadLetter] = {}
-        self._news: set[asyncio.Event] = set()
+        self._news: list[asyncio.Event] = []
 
     async def submit(self, submissions: Sequence[Submission]) -> Sequence[tuple[Job, bool]]:
         accepted = []
@@ -182,14 +182,14 @@ class MemoryJobs:
 
     async def work_arrived(self) -> AsyncIterator[None]:
         news = asyncio.Event()
-        self._news.add(news)
+        self._news.append(news)
         try:
             while True:
                 await news.wait()
                 news.clear()
                 yield
         finally:
-            self._news.discard(news)
+            self._news.remove(news)
 
     def held(self, job_id: str, fence: int) -> Job | None:
         """The job when it runs under this fence."""

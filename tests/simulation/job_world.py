@@ -151,10 +151,10 @@ class Node:
         )
         before = asyncio.all_tasks()
         self.workers.start()
-        self._first = asyncio.all_tasks() - before
+        self._first = sorted(asyncio.all_tasks() - before, key=asyncio.Task.get_name)
 
     async def kill(self) -> None:
-        tasks = {*self._first, *self.workers._runs}
+        tasks = [*self._first, *self.workers._runs]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -129,7 +129,7 @@ class BuriesInTwoCommits(MemoryJobs):
         if job is None:
             return False
         self._put(job, state=JobState.DEAD, dead_letter_id=letter.id)
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(1.0)
         self._put(self.jobs_by_id[job_id], state=JobState.RUNNING)
         return await super().bury(job_id, fence, tried, letter)
 
@@ -145,7 +145,7 @@ class BuriesInTwoCommits(MemoryJobs):
 )
 def test_each_mutant_of_the_store_is_caught(mutant: MakeStore, complaint: str) -> None:
     with pytest.raises(AssertionError, match=complaint) as caught:
-        explore(mutant, range(SEEDS))
+        explore(mutant, range(5 * SEEDS))
     print(caught.value)
 
 
