@@ -7,7 +7,7 @@ of our own on grpcio's messages.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TypeAlias
 
 import grpc
@@ -88,8 +88,14 @@ class HealthFollower:
     """Keeps a board in step with the relay and its upstreams."""
 
     def __init__(
-        self, board: HealthBoard, source: HealthSource, upstreams: Sequence[UpstreamDescriptors]
+        self,
+        board: HealthBoard,
+        source: HealthSource,
+        upstreams: Sequence[UpstreamDescriptors],
+        own: Collection[str] = PUBLIC_SERVICES,
     ) -> None:
+        """``own`` are the relay's own services that are there."""
+        self._own = own
         self._board = board
         self._source = source
         self._upstreams = upstreams
@@ -98,7 +104,7 @@ class HealthFollower:
 
     def refresh(self) -> None:
         """Publish what the source says now."""
-        self._board.publish(service_table(self._source.health(), self._upstreams))
+        self._board.publish(service_table(self._source.health(), self._upstreams, self._own))
 
     async def follow(self, interval_s: float) -> None:
         """Refresh until cancelled; between two looks a change takes at most ``interval_s`` to be told."""
@@ -107,7 +113,9 @@ class HealthFollower:
             await asyncio.sleep(interval_s)
 
 
-def service_table(health: Health, upstreams: Sequence[UpstreamDescriptors]) -> dict[str, bool]:
+def service_table(
+    health: Health, upstreams: Sequence[UpstreamDescriptors], own: Collection[str] = PUBLIC_SERVICES
+) -> dict[str, bool]:
     """Which service is serving: the relay's own with the whole, an upstream's with that upstream.
 
     A service that several upstreams have is serving when one of them is ready.
@@ -117,4 +125,4 @@ def service_table(health: Health, upstreams: Sequence[UpstreamDescriptors]) -> d
         ready = not health.draining and health.upstreams_ready.get(upstream.name, False)
         for service in upstream.services():
             table[service] = table.get(service, False) or ready
-    return table | dict.fromkeys((OVERALL, *PUBLIC_SERVICES), health.serving)
+    return table | dict.fromkeys((OVERALL, *own), health.serving)

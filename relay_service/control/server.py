@@ -86,7 +86,7 @@ class ControlPlane:
         self._upstreams = upstreams
         self._board = HealthBoard()
         self._admin_board = HealthBoard()
-        self._follower = HealthFollower(self._board, health, upstreams)
+        self._follower = HealthFollower(self._board, health, upstreams, public)
         self._admin = Admin(
             health=health,
             stats=stats,
