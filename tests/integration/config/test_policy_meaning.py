@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from dataclasses import replace
+
 import pytest
 
 from relay_service.config.document import preset_names, read_preset
@@ -148,7 +150,7 @@ def test_preset_payments_repeats_what_may_have_been_executed_only_with_a_key() -
     assert policy.budget == RetryBudgetPolicy(ratio=0.1, burst=10)
     assert policy.breakers == {"": BreakerPolicy()}
     assert policy.adaptive_throttle == ThrottlePolicy()
-    assert policy.admission == AdmissionPolicy(queue_capacity=500)
+    assert policy.admission == replace(load_policy("default", TARGET).admission, queue_capacity=500)
 
 
 def test_preset_read_heavy_repeats_quickly_and_finds_its_own_limit() -> None:
