@@ -54,9 +54,8 @@ def test_callers_refused_by_a_saturated_relay_are_told_turns_of_their_own() -> N
     world.run(5.0, Group("callers", 3 * world.server.capacity_per_s))
     told_s = [pushback / 1000 for pushback in world.pushbacks_ms]
     queue_needs_s = 51 / world.server.capacity_per_s
-    first, last = told_s[:20], sorted(told_s[-500:])
-    print(f"seed {SEED}: first {first[0]}, last {last[0]} to {last[-1]}, the queue needs {queue_needs_s:.3f}")
-    assert 0.5 * queue_needs_s < min(first) < 2 * queue_needs_s, SEED
+    last = sorted(told_s[-500:])
+    print(f"seed {SEED}: {last[0]} to {last[-1]}, the queue needs {queue_needs_s:.3f}")
     assert last[0] > 10 * queue_needs_s, SEED
     assert 1.3 * last[0] < last[-1] <= 1.25 * PUSHBACK_MAX_S, SEED
 

@@ -1,8 +1,7 @@
 """What a policy file comes to: presets, layers, longest match, switches."""
 
-from typing import Any
-
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
