@@ -185,6 +185,9 @@ class Admission(Generic[Ticket]):
             self._limit = make_limit(policy, now)
         if policy.feasibility_quantile != old.feasibility_quantile:
             self._service = ServiceTime(policy.feasibility_quantile or 0.9)
+        standing = (policy.standing_target_s, policy.standing_interval_s)
+        if standing != (old.standing_target_s, old.standing_interval_s):
+            self._standing = StandingQueue(*standing)
 
     @property
     def queued(self) -> int:

@@ -1,6 +1,7 @@
 """Workers, classes and places in the queue: who starts, who waits, who goes."""
 
 import math
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -334,6 +335,19 @@ def test_newest_first_always_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Admission, "_serves", Which.NEWEST)
     with pytest.raises(AssertionError):
         test_calls_leave_in_the_order_in_which_they_came_while_the_queue_does_not_stand()
+
+
+def test_another_policy_says_anew_when_a_queue_stands() -> None:
+    policy = AdmissionPolicy(queue_capacity=3, workers=1, standing_target_s=10.0)
+    gate: Admission[int] = Admission(policy, 0.0)
+    for ticket in range(-1, 3):
+        gate.offer(ticket, PLAIN, 0.0)
+    gate.adopt(replace(policy, standing_target_s=0.05), 0.0)
+    for now in (0.1, 0.4):  # the first look, and one more than an interval later
+        handed(gate, now)
+    assert gate.state().standing
+    gate.adopt(replace(policy, standing_target_s=0.05, queue_capacity=5), 0.4)
+    assert gate.state().standing, "what did not change is kept"
 
 
 def test_a_full_queue_that_stands_gives_a_newcomer_the_place_of_the_oldest() -> None:
