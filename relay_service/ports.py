@@ -42,6 +42,9 @@ class CallHead:
     """Known to be one message each way by whoever took the call (an envelope holds nothing else)."""
     once: bool = False
     """One attempt only: whoever makes the call decides about another."""
+    bound: bool = False
+    """To its own upstream: whoever makes the call makes it again when its outcome is unknown, which is
+    harmless nowhere else."""
     caused_by: bytes = b""
     """The ``traceparent`` of what a job's call was submitted in: not its parent, for it may be days ago."""
 

@@ -351,7 +351,7 @@ class Relay:
         # Who called has tried before, or will again: it could go to two services in turn.
         once = hops > 0 or head.once
         # A stream whose request is not kept cannot wait for another upstream.
-        movable = not once and (unary or policy.replay_buffer_bytes > 0)
+        movable = not once and not head.bound and (unary or policy.replay_buffer_bytes > 0)
         course = self._course(upstream, head.method, policy, demand.criticality, now, movable=movable)
         plan = course.plan(head.method, _outgoing(head, sent_key, hops), policy, deadline, demand)
         machine = Call(
@@ -408,7 +408,9 @@ class Relay:
     ) -> Course:
         """Choose the first upstream whose breaker would let an attempt through, of those that the call may go
         to. Without one, or when the throttle holds it back, it is refused before it costs anything."""
-        names = (upstream, *policy.fallback) if movable else (upstream,)
+        # Of a keyed call's fallbacks another policy may have taken some away since its headers came.
+        others = [name for name in policy.fallback if name in self._destinations] if movable else ()
+        names = (upstream, *others)
         lanes = [self._lane(name, method, criticality) for name in names]
         taken = self._first_open(lanes, now)
         self._check_throttle(lanes[taken].throttle, now)
@@ -469,18 +471,16 @@ class Relay:
         now = self.now()
         head, policy, hops = intent.head, intent.policy, intent.hops
         demand = _demand(head, intent.deadline)
-        # An attempt that may have been executed somewhere else permits no other service.
-        movable = hops == 0 and not order.outcome_open
+        movable = hops == 0 and not intent.safety.binds_to_upstream
         try:
-            course = self._course(
-                intent.upstream, head.method, policy, demand.criticality, now, movable=movable
-            )
-            self._charge_quota(demand.client, now)
+            upstream = self._upstream_of(intent)
+            course = self._course(upstream, head.method, policy, demand.criticality, now, movable=movable)
+            sent_key = _sent_key(head.identity, head.method, order.key, hops)
+            # It lasts as long as somebody waits, so the plan knows no deadline.
+            plan = course.plan(head.method, _outgoing(head, sent_key, hops), policy, None, demand)
+            self._admit_unary(plan, now)
         except Refusal as refusal:
-            raise NoWork(refusal.reason, refusal.pushback_s) from None
-        sent_key = _sent_key(head.identity, head.method, order.key, hops)
-        # It lasts as long as somebody waits, so the plan knows no deadline.
-        plan = course.plan(head.method, _outgoing(head, sent_key, hops), policy, None, demand)
+            raise NoWork(refusal.reason, refusal.pushback_s, refusal.subject) from None
         machine = Call(
             policy.retry if hops == 0 else _single_attempt(policy.retry),
             safety=intent.safety,
@@ -492,7 +492,7 @@ class Relay:
             breaker=course.lane.breaker,
             throttle=course.lane.throttle,
             settle_s=intent.keys.settle_s,
-            hedges=self._hedges(plan, intent.upstream) if hops == 0 else None,
+            hedges=self._hedges(plan, upstream) if hops == 0 else None,
             fallbacks=course.later_lanes,
             fell_back=course.fell_back,
         )
@@ -502,6 +502,16 @@ class Relay:
         self._count_in(work, course)
         work.on_request_data(order.framed, end=True)
         return work
+
+    def _upstream_of(self, intent: Intent) -> str:
+        """The upstream that was chosen at the headers; where another policy has taken it away since, the one
+        that its method is routed to now."""
+        if intent.upstream in self._destinations:
+            return intent.upstream
+        upstream = self._policy.route(intent.head.method)
+        if upstream is None:
+            raise Refusal(Reason.NO_ROUTE)
+        return upstream
 
     # What calls ask of their relay (`relay_service.unary.UnaryHost`) ----------------------------
 

@@ -44,6 +44,12 @@ class Safety(Enum):
         """Whether an attempt that may have been executed may be made again."""
         return self in (Safety.NO_SIDE_EFFECTS, Safety.IDEMPOTENT) or (self is Safety.KEYED and has_key)
 
+    @property
+    def binds_to_upstream(self) -> bool:
+        """Whether what is made again after an unknown outcome is harmless at the same upstream only: another
+        knows nothing of the first execution and would make the effect for itself."""
+        return self in (Safety.KEYED, Safety.IDEMPOTENT)
+
 
 class Repeat(Enum):
     """Whether an attempt that ended so may be followed by another. What it proves is another question."""

@@ -236,14 +236,14 @@ class KeyedCall:
         self._desk.went()
         return self.observer
 
-    def take_observer_back(self, attempts: int) -> None:
-        """No more attempts are made with it; so many were."""
+    def take_observer_back(self, attempts: int, hedges: int) -> None:
+        """No more attempts are made with it; so many were, and so many of these were hedges."""
         self._lent = False
         self._desk.came()
         if self._left is not None:
             verdict, left_at = self._left
             self._left = None
-            self._finished(replace(verdict, attempts=attempts), left_at)
+            self._finished(replace(verdict, attempts=attempts, hedges=hedges), left_at)
 
 
 def _accepted(intent: Intent) -> list[bytes]:

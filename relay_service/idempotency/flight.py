@@ -244,7 +244,7 @@ class Flight:
             order = WorkOrder(leader.intent, self.scope.key, self._framed, self._outcome_open)
             work = self._work = self._ground.host.start_work(order, observer)
         except NoWork as refusal:
-            return self._refused(refusal.reason, refusal.pushback_s)
+            return self._refused(refusal.reason, refusal.pushback_s, refusal.subject)
         work.somebody_waits(self._latest())
         outcome = await self._claim_and_carry(leader.intent, work, fence_before)
         if outcome is None:  # another round, perhaps in another caller's name
@@ -308,13 +308,16 @@ class Flight:
         answer = work.catcher.answer
         return None if answer is None or _ran_out_of_time(verdict) else executed(answer, verdict, None)
 
-    def _refused(self, reason: Reason, pushback_s: float | None = None) -> Outcome:
+    def _refused(self, reason: Reason, pushback_s: float | None = None, subject: str = "relay") -> Outcome:
         possible = self._outcome_open or self.under_way or self.attempts > 0
-        return refused(reason, self.scope.method, pushback_s=pushback_s, effect_possible=possible)
+        return refused(
+            reason, self.scope.method, pushback_s=pushback_s, subject=subject, effect_possible=possible
+        )
 
     def _return_observer(self) -> None:
         if self._leader is not None:
-            self._leader.take_observer_back(self.attempts)
+            hedges = self._work.watched.hedges if self._work is not None else 0
+            self._leader.take_observer_back(self.attempts, hedges)
             self._leader = self._work = None
 
 

@@ -99,6 +99,7 @@ def refused(
     method: str,
     *,
     pushback_s: float | None = None,
+    subject: str = "relay",
     letter_id: str = "",
     effect_possible: bool = False,
 ) -> Outcome:
@@ -111,6 +112,7 @@ def refused(
         reason,
         Evidence.AMBIGUOUS if effect_possible or reason in _OF_SHARED_EFFECT else None,
         pushback_s=pushback_s,
+        subject=subject,
         key_status=_STATUS.get(reason),
     )
     trailers = contract.trailers_of(verdict, method, ())

@@ -32,9 +32,10 @@ TIMER_SLACK_S = 0.001
 class NoWork(Exception):  # noqa: N818 (a refusal is an answer, not a fault)
     """The relay makes no attempt now."""
 
-    def __init__(self, reason: Reason, pushback_s: float | None) -> None:
+    def __init__(self, reason: Reason, pushback_s: float | None, subject: str) -> None:
         self.reason = reason
         self.pushback_s = pushback_s
+        self.subject = subject
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class WorkObserver:
         self._owner = owner
         self._store_now = store_now
         self.tries: list[Try] = []
+        self.hedges = 0
         loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[Verdict] = loop.create_future()
 
@@ -79,6 +81,7 @@ class WorkObserver:
 
     def hedge_started(self, number: int, upstream: str, now: float) -> Headers:
         """See `relay_service.ports.CallObserver`."""
+        self.hedges += 1
         return self._observer.hedge_started(number, upstream, now)
 
     def attempt_ended(self, number: int, peer: str, end: AttemptEnd, evidence: Evidence, now: float) -> None:

@@ -164,6 +164,7 @@ class JobCarrier:
             PEER,
             work.tenant,
             unary=True,
+            bound=self._relay.safety(work.method).binds_to_upstream,
             caused_by=work.traceparent.encode(),
         )
 
