@@ -102,8 +102,8 @@ class Settings(BaseSettings):
     )
     store: Annotated[str, AfterValidator(_store)] | None = Field(
         default=None,
-        description="Where keys are kept: `sqlite:PATH` or `postgres://…`. Unset takes `relay.db` in the "
-        "state directory as soon as the policy asks for a store.",
+        description="Where keys, jobs and dead letters are kept: `sqlite:PATH` or `postgres://…`. Unset "
+        "takes `relay.db` in the state directory as soon as the policy keeps keys, and else none.",
     )
     state_dir: Path | None = Field(
         default=None,

@@ -21,7 +21,7 @@ def test_every_experiment_can_be_named_on_the_command_line():
 
 
 @pytest.mark.parametrize("pace", list(Pace))
-@pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=str)
+@pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=lambda one: one.name)
 def test_every_prediction_lies_within_its_own_tolerance_and_has_a_name_of_its_own(experiment, pace):
     design = experiment.design(pace)
     keys = [each.key for each in design.predictions]
@@ -31,7 +31,7 @@ def test_every_prediction_lies_within_its_own_tolerance_and_has_a_name_of_its_ow
         assert each.expected in each.interval, each
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=str)
+@pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=lambda one: one.name)
 def test_a_full_run_lasts_less_than_a_minute(experiment):
     restart_s, drain_s = 1.5, 1.5
     planned_s = sum(arm.profile.duration_s + restart_s + drain_s for arm in experiment.design(Pace.FULL).arms)
