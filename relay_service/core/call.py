@@ -87,10 +87,10 @@ class Call:
     ``deadline`` is monotonic seconds or None; an attempt under way may outlive it by ``settle_s``, so that
     its outcome becomes known. ``breaker`` is asked before each attempt; None lets all through. ``throttle``
     hears of each attempt and is asked before each retry: before the first attempt the shell asks it, when
-    the call arrives. ``hedges`` is None for calls that are not to be hedged; where a second execution would
-    do harm it is not used. ``fallbacks`` are other upstreams that may be asked, in this order, while nothing
-    was executed (`relay_service.core.lane`); ``fell_back`` says that the call has left its own before it
-    began.
+    the call arrives, and a fallback's is asked before the call goes there. ``hedges`` is None for calls that
+    are not to be hedged; where a second execution would do harm it is not used. ``fallbacks`` are other
+    upstreams that may be asked, in this order, while nothing was executed (`relay_service.core.lane`);
+    ``fell_back`` says that the call has left its own before it began.
 
     State: where the call stands, the attempts made, the main attempt under way (its number, 0 for none) and
     the breaker's permit for it, the hedges, the worst evidence so far, how the last attempt ended (when
@@ -442,12 +442,16 @@ class Call:
         return self._fall_back(now) or self._refused(Reason.BREAKER_OPEN, breaker.pushback_s(now, self._rng))
 
     def _fall_back(self, now: float) -> Actions:
-        """Go on at the next upstream whose breaker lets attempts through; nothing when there is none, or when
-        an attempt may have been executed. A worker is asked for anew: it may be another's by now."""
+        """Go on at the next upstream whose breaker lets attempts through, unless its throttle holds the call
+        back; nothing when there is none, or when an attempt may have been executed. A worker is asked for
+        anew: it may be another's by now."""
         if self._evidence not in NOTHING_EXECUTED:
             return ()
         for index, lane in self._fallbacks:
             if not lane.is_open(now):
+                if lane.throttle is not None and lane.throttle.refuses(now, self._rng):
+                    pushback_s = lane.throttle.pushback_s(now, self._rng)
+                    return self._refused(Reason.ADAPTIVE_THROTTLE, pushback_s)
                 self._gate, self._breaker, self._throttle = lane
                 self._fell_back = self._is_first_here = True
                 self._backoff = None

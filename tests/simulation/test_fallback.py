@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -19,6 +20,7 @@ from relay_service.core.policy import (
     RetryBudgetPolicy,
     RetryPolicy,
     Route,
+    ThrottlePolicy,
     UpstreamPolicy,
 )
 from relay_service.core.status import Code
@@ -121,6 +123,17 @@ def a_fallback_whose_breaker_is_open_is_left_alone(seed: int) -> None:
     assert len(world.spare.attempts) < 0.2 * CALLS, f"seed {seed}: {len(world.spare.attempts)}"
 
 
+def a_fallback_that_takes_nothing_is_asked_less(seed: int) -> None:
+    """Its throttle holds back the first attempts of those that come to it, too, not only their retries."""
+    never_opens = BreakerPolicy(failure_ratio=None)
+    world = TwoUpstreams(seed, Behaviour(refuse_connect=1.0), Behaviour(fail_before=1.0), never_opens)
+    throttled = replace(world.relay.policy, adaptive_throttle=ThrottlePolicy())
+    world.relay.adopt(throttled, {"own": world.own, "spare": world.spare})
+    ended = world.run()
+    assert ended["RESOURCE_EXHAUSTED ADAPTIVE_THROTTLE"] > 0.3 * CALLS, f"seed {seed}: {ended}"
+    assert len(world.spare.attempts) < 0.7 * CALLS, f"seed {seed}: {len(world.spare.attempts)}"
+
+
 def a_refusal_over_the_wire_diverts_nobody(seed: int) -> None:
     """It answers UNAVAILABLE now and then: retries serve its callers, and the breaker stays closed."""
     world = TwoUpstreams(seed, Behaviour(fail_before=0.1), Behaviour())
@@ -135,6 +148,7 @@ CHECKS: dict[str, Callable[[int], None]] = {
         no_effect_is_made_twice,
         retries_at_the_fallback_are_paid_for_there,
         a_fallback_whose_breaker_is_open_is_left_alone,
+        a_fallback_that_takes_nothing_is_asked_less,
         a_refusal_over_the_wire_diverts_nobody,
     )
 }
@@ -223,11 +237,25 @@ def breakers_never_open(patch: Patch) -> None:
     patch.setattr(CircuitBreaker, "_tripped", lambda _: None)
 
 
+def no_throttle_is_asked_on_the_way(patch: Patch) -> None:
+    fall_back = Call._fall_back
+
+    def fallen(self: Call, now: float) -> Any:
+        lanes = list(self._fallbacks)
+        self._fallbacks = iter([(index, lane._replace(throttle=None)) for index, lane in lanes])
+        actions = fall_back(self, now)
+        self._throttle = lanes[0][1].throttle if lanes and actions else self._throttle
+        return actions
+
+    patch.setattr(Call, "_fall_back", fallen)
+
+
 MUTANTS: dict[str, tuple[Callable[[Patch], None], str]] = {
     "after an ambiguous attempt": (ambiguous_calls_fall_back, "no_effect_is_made_twice"),
     "on the first upstream's budget": (the_first_gate_pays, "retries_at_the_fallback_are_paid_for_there"),
     "after any refusal": (refusals_divert, "a_refusal_over_the_wire_diverts_nobody"),
     "never": (never, "nothing_listens"),
+    "past the throttle": (no_throttle_is_asked_on_the_way, "a_fallback_that_takes_nothing_is_asked_less"),
     "breakers never open": (
         breakers_never_open,
         "a_fallback_whose_breaker_is_open_is_left_alone",
