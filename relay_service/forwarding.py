@@ -9,7 +9,7 @@ sent still fits the replay buffer.
 No task runs per call: everything here happens inside a callback of the data plane or of a timer.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 from relay_service import contract
@@ -34,6 +34,7 @@ from relay_service.core.evidence import Delivery
 from relay_service.core.policy import MethodPolicy
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
+from relay_service.core.value import value
 from relay_service.core.verdict import Fate, Origin, Verdict
 from relay_service.destination import Destination
 from relay_service.ports import (
@@ -63,7 +64,7 @@ class Host(Protocol):
         """The call is over."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Plan:
     """What was decided about a call at its headers."""
 

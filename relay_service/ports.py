@@ -15,12 +15,13 @@ from typing import Any, Protocol
 
 from relay_service.core.evidence import Delivery, Evidence
 from relay_service.core.status import Code
+from relay_service.core.value import value
 from relay_service.core.verdict import Verdict
 
 Headers = Sequence[tuple[bytes, bytes]]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CallHead:
     """A call as its request headers tell it."""
 
@@ -116,7 +117,7 @@ CallHandler = Callable[[CallHead, Reply], IncomingCall | None]
 case further request data is dropped (and its window given back)."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class AttemptEnd:
     """How an attempt ended."""
 

@@ -7,7 +7,7 @@ the headers is decided there, before anything is allocated for the call.
 
 import base64
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from random import Random
 from types import MappingProxyType
 
@@ -27,6 +27,7 @@ from relay_service.core.quota import ClientQuotas
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
 from relay_service.core.throttle import AdaptiveThrottle, Throttles
+from relay_service.core.value import value
 from relay_service.core.verdict import Fate, Origin, Verdict
 from relay_service.destination import Destination
 from relay_service.forwarding import ForwardedCall, Plan
@@ -71,7 +72,7 @@ class Refusal(Exception):  # noqa: N818 (a refusal is an answer, not a fault)
         self.subject = subject
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Course:
     """Where a call goes: first to the first of both, then, while nothing was executed, to the others."""
 

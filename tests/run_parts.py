@@ -28,19 +28,19 @@ class Part:
 
 CHAOS_ROOMS = ("stack", "report", "toxiproxy", "comparison", "experiments", "plugin")
 PARTS = (
-    Part("core and simulation", ("tests/core", "tests/simulation"), 120, side_by_side=2),
+    Part("core and simulation", ("tests/core", "tests/simulation"), 150, side_by_side=2),
     Part("wire", ("tests/wire",), 90),
     Part("stores", ("tests/stores",), 90),
-    Part("integration", ("tests/integration",), 120, side_by_side=3),
+    Part("integration", ("tests/integration",), 220, side_by_side=3),
     Part("conformance", ("tests/conformance",), 150),
     Part("bench tools", ("tests/bench",), 60),
     Part(
         "chaos",
         tuple(f"tests/chaos/{room}" for room in CHAOS_ROOMS),
-        150,
+        180,
         side_by_side=2,
     ),
-    Part("chaos scenarios", ("tests/chaos/lab",), 200, side_by_side=2),
+    Part("chaos scenarios", ("tests/chaos/lab",), 260, side_by_side=2),
 )
 
 

@@ -124,8 +124,8 @@ def _broken(  # noqa: C901 (one line for each kind of fault: the table of them a
 async def _toxic(
     proxy: Proxy, name: str, type_: str, stream: Stream, attributes: dict[str, int]
 ) -> AsyncIterator[None]:
-    await _finished(asyncio.to_thread(_add_toxic, proxy, name, type_, stream, attributes))
-    try:
+    try:  # from here on: whoever is cancelled amid the breaking must mend too
+        await _finished(asyncio.to_thread(_add_toxic, proxy, name, type_, stream, attributes))
         yield
     finally:
         with contextlib.suppress(NotFoundError):
@@ -140,8 +140,8 @@ def _add_toxic(proxy: Proxy, name: str, type_: str, stream: Stream, attributes: 
 async def _partition(rig: Rig, link: Link) -> AsyncIterator[None]:
     proxy = rig.links[link]
     async with rig.turn(link):
-        await _finished(asyncio.to_thread(proxy.disable))
         try:
+            await _finished(asyncio.to_thread(proxy.disable))
             yield
         finally:
             await _finished(asyncio.to_thread(proxy.enable))
@@ -169,8 +169,8 @@ async def _again_and_again(make: Any, every_ms: int, on_ms: int) -> AsyncIterato
 @contextlib.asynccontextmanager
 async def _killed(rig: Rig, member: Member) -> AsyncIterator[None]:
     async with rig.turn(member):
-        await rig.stack.kill(member)
         try:
+            await rig.stack.kill(member)
             yield
         finally:
             await _finished(_start_again(rig, member))
@@ -202,8 +202,8 @@ async def _paused(rig: Rig, member: Member) -> AsyncIterator[None]:
 @contextlib.asynccontextmanager
 async def _troubled(rig: Rig, name: str, fault: DownstreamKind) -> AsyncIterator[None]:
     rig.board.put(name, fault)
-    await _told(rig)
     try:
+        await _told(rig)
         yield
     finally:
         rig.board.take(name)
@@ -221,8 +221,8 @@ async def _collector_down(rig: Rig) -> AsyncIterator[None]:
     collector = rig.collector
     if collector is None:
         raise FaultError("there is no collector to take down: the scenario's stack has none")
-    await collector.down()
     try:
+        await collector.down()
         yield
     finally:
         await _finished(collector.up())

@@ -223,6 +223,19 @@ def failures_seen(minimum: int = 5) -> Expectation:
     return Expectation("the fault did hurt", judge)
 
 
+def felt(beyond_s: float = 0.03, minimum: int = 3) -> Expectation:
+    """Control: a fault that is waited out cost some calls a wait, if nothing else."""
+
+    def judge(evidence: Evidence) -> Finding:
+        window = evidence.struck
+        calls = evidence.calls_between(window.begin_s, window.end_s)
+        hurt = sum(not call.ok or (call.attempts or 0) > 1 or call.latency_s > beyond_s for call in calls)
+        what = f"calls failed, were retried, or took longer than {beyond_s:g} s"
+        return invariants.fault_did_bite(what, hurt, minimum)
+
+    return Expectation("the fault was felt", judge)
+
+
 def spans_were_dropped() -> Expectation:
     """Control: with the collector down, spans are dropped and counted instead of kept or waited for."""
 

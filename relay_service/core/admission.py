@@ -36,6 +36,7 @@ from relay_service.core.limit import LoadSign, make_limit
 from relay_service.core.pace import DrainRate, ServiceTime
 from relay_service.core.policy import AdmissionPolicy, LimitKind, QueueOrder, StandingShed
 from relay_service.core.reason import Reason
+from relay_service.core.value import value
 
 OBSERVATIONS_MIN = 30
 """No call is refused for its deadline before so many attempts have shown how long they take."""
@@ -56,7 +57,7 @@ class Admitted(Enum):
     REFUSED = "refused"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Demand:
     """What a call asks of the admission."""
 
@@ -67,7 +68,7 @@ class Demand:
     """Who calls, as far as it says so."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Offer(Generic[Ticket]):
     """The answer to an offer: ``displaced`` is who lost its place to it, ``reason`` what that one is told;
     for a refused offer ``reason`` is why."""
@@ -81,7 +82,7 @@ _STARTED: Offer[Any] = Offer(Admitted.STARTED)
 _QUEUED: Offer[Any] = Offer(Admitted.QUEUED)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Grant(Generic[Ticket]):
     """The next ticket of the queue: it has a worker, unless ``refusal`` says why it gets none."""
 
@@ -113,7 +114,7 @@ class AdmissionState:
     """What an attempt takes without load, as far as the concurrency limit has learned it; else 0."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class _Place:
     """Where a ticket waits, and since when."""
 

@@ -1,24 +1,23 @@
 """What a `relay_service.core.call.Call` hears (events) and what it asks for (actions)."""
 
-from dataclasses import dataclass
-
 from relay_service.core.evidence import Delivery
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
+from relay_service.core.value import value
 from relay_service.core.verdict import Verdict
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Begin:
     """The call was admitted; a worker is there for its first attempt."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class AnswerBegan:
     """The upstream began to answer a stream's attempt; its end is still to come."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class AttemptDone:
     """An attempt under way ended."""
 
@@ -35,37 +34,37 @@ class AttemptDone:
     """Which attempt; most calls make only the first."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class BackoffElapsed:
     """The wait before the next attempt is over and a worker is there for it."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RetryRefused:
     """The wait is over but no worker is to be had: the queue is full."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class HedgeDue:
     """The wait before a hedge is over, and a worker that nobody else wants is there for it."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class HedgeUnserved:
     """The wait before a hedge is over, and every worker is busy or wanted."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class DeadlinePassed:
     """The call's deadline is here."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Cancelled:
     """The caller went away."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Aborted:
     """The shell cannot go on (no worker to be had, a message too large); ``reason`` says why."""
 
@@ -88,7 +87,7 @@ Event = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class StartAttempt:
     """Make attempt ``number`` (from 1) and give it up after ``timeout_s``; None leaves it without a limit."""
 
@@ -96,7 +95,7 @@ class StartAttempt:
     timeout_s: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class StartHedge:
     """Make attempt ``number`` beside what is under way, on a connection of its own."""
 
@@ -104,7 +103,7 @@ class StartHedge:
     timeout_s: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CancelAttempt:
     """Give attempt ``number`` up and report `AttemptDone` with ``code`` and what the transport knows."""
 
@@ -112,28 +111,28 @@ class CancelAttempt:
     code: Code
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class WaitBackoff:
     """Report `BackoffElapsed` at the monotonic time ``until``; hold no worker, await no hedge meanwhile."""
 
     until: float
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class WaitHedge:
     """Report `HedgeDue` or `HedgeUnserved` at the monotonic time ``until``, which replaces any before."""
 
     until: float
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class FallBack:
     """Make the attempts that follow at the fallback with this index."""
 
     index: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Finish:
     """Answer the caller. Nothing follows."""
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum
 
 from relay_service.core.status import Code
+from relay_service.core.value import value
 
 
 class Delivery(Enum):
@@ -106,7 +107,7 @@ _AMBIGUOUS = Judgement(Evidence.AMBIGUOUS, Repeat.IF_HARMLESS)
 _UNKNOWN_FOR_GOOD = Judgement(Evidence.AMBIGUOUS, Repeat.NEVER)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Ending:
     """What is known of one attempt's end."""
 

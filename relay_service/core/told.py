@@ -3,16 +3,15 @@
 ``unknown`` says that an effect may exist and that this matters: that goes before everything else.
 """
 
-from dataclasses import dataclass
-
 from relay_service.core.events import Aborted, AttemptDone, Cancelled, Event
 from relay_service.core.evidence import Delivery
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
+from relay_service.core.value import value
 from relay_service.core.verdict import Fate, Origin
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Told:
     """The part of a `relay_service.core.verdict.Verdict` that is words to the caller."""
 

@@ -1,11 +1,11 @@
 """How a call ended, in one value that reply, span, log and counters all speak from."""
 
-from dataclasses import dataclass
 from enum import Enum
 
 from relay_service.core.evidence import Evidence
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
+from relay_service.core.value import value
 
 
 class Origin(Enum):
@@ -44,7 +44,7 @@ class KeyStatus(Enum):
 _SHARED = {KeyStatus.REPLAYED: "REPLAYED", KeyStatus.COALESCED: "COALESCED"}
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Verdict:
     """The end of a call.
 

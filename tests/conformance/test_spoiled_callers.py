@@ -114,7 +114,8 @@ async def spoil_callers(caplog: pytest.LogCaptureFixture, duration_s: float) -> 
         await until(lambda: app.listener.connections == 0, "a connection is left")
         await until(lambda: app.relay.in_flight == 0, f"{app.relay.in_flight} calls are left")
         await until(
-            lambda: sum(upstream.streams for upstream in app.upstreams.values()) == 0, "an attempt is left"
+            lambda: sum(upstream.streams for upstream in app.fleet.upstreams.values()) == 0,
+            "an attempt is left",
         )
         await until(lambda: app.timers.count <= timers_before, "a timer is left")
         assert app.listener.streams == 0
