@@ -332,7 +332,7 @@ class Jobs(RuleBasedStateMachine):
             case "retry" | "late":
                 done = store.retry(job.id, fence, self.make.tried(), STEP_S / 2 if how == "late" else 0.0)
             case "hand_back":
-                done = store.hand_back(job.id, fence)
+                done = store.hand_back(job.id, fence, 0.0)
             case _:
                 done = store.bury(job.id, fence, None, self.make.burial(f"letter-{job.id}"))
         before = self.jobs
