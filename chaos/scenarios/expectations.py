@@ -1,12 +1,13 @@
 """What a scenario expects besides what is always promised: small values that turn evidence into a finding."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from chaos import invariants
 from chaos.evidence import FAULT, RECOVERY, STEADY, Evidence
 from chaos.findings import Finding, Verdict, offender
 from chaos.findings import judge as judge_all
+from chaos.history import CallRecord
 from chaos.percentile import percentile_of
 
 MINIMUM_CALLS = 30
@@ -86,12 +87,7 @@ def fast_refusals(within_s: float, share: float = 0.9) -> Expectation:
     def judge(evidence: Evidence) -> Finding:
         refused = [call for call in evidence.calls if call.code == "RESOURCE_EXHAUSTED"]
         statement = f"{share:.0%} of refusals come within {within_s:g} s"
-        if len(refused) < MINIMUM_CALLS:
-            return Finding("I5", statement, Verdict.COULD_NOT_TELL, f"only {len(refused)} refusals")
-        fast = sum(call.latency_s <= within_s for call in refused) / len(refused)
-        verdict = Verdict.HELD if fast >= share else Verdict.BROKEN
-        detail = f"{fast:.1%} of {len(refused):,}"
-        return Finding("I5", statement, verdict, detail, measured=fast, expected=share)
+        return _ended_within("I5", statement, refused, within_s, share, what="refusals")
 
     return Expectation(f"{share:.0%} of refusals come within {within_s:g} s", judge)
 
@@ -127,12 +123,7 @@ def fast_failure(within_s: float, share: float = 0.9) -> Expectation:
         middle_s = (window.begin_s + window.end_s) / 2
         failed = [call for call in evidence.calls_between(middle_s, window.end_s) if not call.ok]
         statement = f"{share:.0%} of the failures of a dead upstream are told within {within_s:g} s"
-        if len(failed) < MINIMUM_CALLS:
-            return Finding("C06", statement, Verdict.COULD_NOT_TELL, f"only {len(failed)} failures")
-        fast = sum(call.latency_s <= within_s for call in failed) / len(failed)
-        verdict = Verdict.HELD if fast >= share else Verdict.BROKEN
-        detail = f"{fast:.1%} of {len(failed):,}"
-        return Finding("C06", statement, verdict, detail, measured=fast, expected=share)
+        return _ended_within("C06", statement, failed, within_s, share, what="failures")
 
     return Expectation(f"{share:.0%} of failures are told within {within_s:g} s", judge)
 
@@ -144,12 +135,7 @@ def quick_during_fault(within_s: float, share: float) -> Expectation:
         window = evidence.struck
         calls = evidence.calls_between(window.begin_s, window.end_s)
         statement = f"{share:.1%} of calls during the fault are answered within {within_s:g} s"
-        if len(calls) < MINIMUM_CALLS:
-            return Finding("C03", statement, Verdict.COULD_NOT_TELL, f"only {len(calls)} calls")
-        quick = sum(call.latency_s <= within_s for call in calls) / len(calls)
-        verdict = Verdict.HELD if quick >= share else Verdict.BROKEN
-        detail = f"{quick:.2%} of {len(calls):,}"
-        return Finding("C03", statement, verdict, detail, measured=quick, expected=share)
+        return _ended_within("C03", statement, calls, within_s, share, what="calls")
 
     return Expectation(f"{share:.1%} are answered within {within_s:g} s during the fault", judge)
 
@@ -285,3 +271,14 @@ def effects_are_told() -> Expectation:
         return judge_all("I7", "every effect was told to its caller", len(charged), untold, MINIMUM_CALLS)
 
     return Expectation("every effect was told to its caller", judge)
+
+
+def _ended_within(
+    invariant: str, statement: str, calls: Sequence[CallRecord], within_s: float, share: float, *, what: str
+) -> Finding:
+    if len(calls) < MINIMUM_CALLS:
+        return Finding(invariant, statement, Verdict.COULD_NOT_TELL, f"only {len(calls)} {what}")
+    quick = sum(call.latency_s <= within_s for call in calls) / len(calls)
+    verdict = Verdict.HELD if quick >= share else Verdict.BROKEN
+    detail = f"{quick:.2%} of {len(calls):,}"
+    return Finding(invariant, statement, verdict, detail, measured=quick, expected=share)

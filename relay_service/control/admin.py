@@ -4,8 +4,6 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-from google.protobuf.duration_pb2 import Duration
-
 from protos.relay.v1 import admin_pb2
 from protos.relay.v1.admin_pb2_grpc import AdminServiceServicer
 from relay_service.config.candidate import Candidate
@@ -15,6 +13,7 @@ from relay_service.control.keys import KeyViewer
 from relay_service.control.refusals import Context, refuse, refuse_field, refuse_policy
 from relay_service.control.sources import HealthSource, ShuttingDownError, StatsSource
 from relay_service.control.stats_proto import health_message, policy_message, stats_message
+from relay_service.control.times import seconds
 from relay_service.core.reason import Reason
 from relay_service.stores.interface import Store
 
@@ -139,9 +138,8 @@ async def _seconds(
     """A duration field in seconds; ends the call with INVALID_ARGUMENT when it is out of bounds."""
     if not request.HasField(field):  # type: ignore[arg-type]  # the stubs list each message's own field names
         return default_s
-    given: Duration = getattr(request, field)
-    seconds = given.seconds + given.nanos / 1e9
+    given_s = seconds(getattr(request, field))
     least, most = bounds_s
-    if not least <= seconds <= most:
-        await refuse_field(context, field, f"must lie between {least:g} s and {most:g} s, is {seconds:g} s")
-    return seconds
+    if not least <= given_s <= most:
+        await refuse_field(context, field, f"must lie between {least:g} s and {most:g} s, is {given_s:g} s")
+    return given_s

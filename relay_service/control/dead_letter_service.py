@@ -15,10 +15,10 @@ from relay_service.control.job_proto import (
     letter_message,
     letter_of,
     report_message,
-    seconds,
 )
 from relay_service.control.job_service import PAGE, PAGE_MAX, Facts
 from relay_service.control.refusals import Context, end, refuse, refuse_field
+from relay_service.control.times import seconds
 from relay_service.core.job import DeadLetter, LetterState
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code

@@ -5,10 +5,10 @@ from dataclasses import replace
 from typing import TypeVar
 
 from google.protobuf.any_pb2 import Any
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from protos.relay.v1 import dead_letter_pb2, job_pb2
+from relay_service.control.times import seconds, timestamp
 from relay_service.core.evidence import Delivery
 from relay_service.core.job import Cause, DeadLetter, Job, JobState, LetterState, Replay, Try, Work
 from relay_service.core.status import Code
@@ -194,8 +194,8 @@ def letter_filter_of(message: dead_letter_pb2.LetterFilter) -> LetterFilter:
         causes=_all(message.causes, _CAUSE_OF, "filter.causes"),
         states=_all(message.states, _LETTER_STATE_OF, "filter.states"),
         code=message.code if message.HasField("code") else None,
-        died_after=_unix_s(message.died_after) if message.HasField("died_after") else None,
-        died_before=_unix_s(message.died_before) if message.HasField("died_before") else None,
+        died_after=seconds(message.died_after) if message.HasField("died_after") else None,
+        died_before=seconds(message.died_before) if message.HasField("died_before") else None,
     )
 
 
@@ -209,23 +209,18 @@ def letter_of(message: dead_letter_pb2.DeadLetter) -> DeadLetter:
         work=replace(work, fingerprint=message.fingerprint),
         cause=_one(message.cause, _CAUSE_OF, "letter.cause"),
         state=LetterState.OPEN,
-        died_at=_unix_s(message.death_time),
-        expires_at=_unix_s(message.expire_time),
-        submitted_at=_unix_s(message.submit_time),
+        died_at=seconds(message.death_time),
+        expires_at=seconds(message.expire_time),
+        submitted_at=seconds(message.submit_time),
         attempts=message.attempts,
         tries=tuple(_try_of(one) for one in message.tries),
         code=_code(message.code),
         message=message.message,
         job_id=message.job_id,
         policy=message.policy,
-        replays=tuple(Replay(_unix_s(one.time), one.by, one.job_id, one.outcome) for one in message.replays),
+        replays=tuple(Replay(seconds(one.time), one.by, one.job_id, one.outcome) for one in message.replays),
         note=message.note,
     )
-
-
-def seconds(duration: Duration) -> float:
-    """A protobuf duration."""
-    return duration.seconds + duration.nanos / 1e9
 
 
 def _try(one: Try) -> job_pb2.Try:
@@ -243,7 +238,7 @@ def _try_of(message: job_pb2.Try) -> Try:
         delivery = Delivery(message.delivery)
     except ValueError:
         raise UnreadableMessageError(f"tries.delivery: {message.delivery[:200]!r} is none") from None
-    return Try(_unix_s(message.time), message.worker, _code(message.code), message.message, delivery)
+    return Try(seconds(message.time), message.worker, _code(message.code), message.message, delivery)
 
 
 def _any(value: bytes, type_name: str) -> Any:
@@ -254,13 +249,7 @@ def _timestamp(unix_s: float) -> Timestamp | None:
     """None for a time that has not come, or never will."""
     if not 0 < unix_s < 253_402_300_800:
         return None
-    message = Timestamp()
-    message.FromNanoseconds(round(unix_s * 1e9))
-    return message
-
-
-def _unix_s(message: Timestamp) -> float:
-    return message.seconds + message.nanos / 1e9
+    return timestamp(unix_s)
 
 
 def _code(number: int) -> Code:

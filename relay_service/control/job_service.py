@@ -10,10 +10,10 @@ from relay_service.control.job_proto import (
     UnreadableMessageError,
     job_filter_of,
     job_message,
-    seconds,
     work_of,
 )
 from relay_service.control.refusals import Context, end, refuse, refuse_field
+from relay_service.control.times import seconds
 from relay_service.core.job import Job
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code

@@ -2,14 +2,12 @@
 
 import asyncio
 import math
-from typing import Any, Never, TypeAlias
-
-import grpc
-import grpc.aio
 
 from protos.relay.v1 import admin_pb2
-from relay_service.control.stats_proto import timestamp
+from relay_service.control.refusals import Context, end
+from relay_service.control.times import timestamp
 from relay_service.core.idempotency import Record, RecordState, Scope
+from relay_service.core.status import Code
 from relay_service.idempotency.answer import Answer, UnreadableAnswerError
 from relay_service.stores.interface import InvalidPageTokenError, Store, StoreError
 
@@ -18,7 +16,6 @@ PAGE_SIZE_MAX = 1_000
 STORE_PATIENCE_S = 2.0
 
 # Generic in its type stubs only.
-_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class KeyViewer:
@@ -28,25 +25,25 @@ class KeyViewer:
         self._store = store
 
     async def ambiguous(
-        self, request: admin_pb2.ListAmbiguousRequest, context: _Context
+        self, request: admin_pb2.ListAmbiguousRequest, context: Context
     ) -> admin_pb2.ListAmbiguousResponse:
         """A page of keys whose outcome nobody knows."""
         store = await self._open_store(context)
         if not 0 <= request.page_size <= PAGE_SIZE_MAX:
-            await _end(context, "INVALID_ARGUMENT", f"page_size must be 0 to {PAGE_SIZE_MAX}")
+            await end(context, Code.INVALID_ARGUMENT, f"page_size must be 0 to {PAGE_SIZE_MAX}")
         limit = request.page_size or PAGE_SIZE_DEFAULT
         try:
             async with asyncio.timeout(STORE_PATIENCE_S):
                 records, token = await store.ambiguous(tenant=None, after=request.page_token, limit=limit)
         except InvalidPageTokenError as error:
-            await _end(context, "INVALID_ARGUMENT", f"page_token: {error}")
+            await end(context, Code.INVALID_ARGUMENT, f"page_token: {error}")
         except (StoreError, TimeoutError) as error:
-            await _end(context, "UNAVAILABLE", f"the store does not answer: {error}")
+            await end(context, Code.UNAVAILABLE, f"the store does not answer: {error}")
         found = [record_message(record) for record in records]
         return admin_pb2.ListAmbiguousResponse(records=found, next_page_token=token)
 
     async def record(
-        self, request: admin_pb2.GetIdempotencyRecordRequest, context: _Context
+        self, request: admin_pb2.GetIdempotencyRecordRequest, context: Context
     ) -> admin_pb2.GetIdempotencyRecordResponse:
         """One key."""
         store = await self._open_store(context)
@@ -55,9 +52,9 @@ class KeyViewer:
             async with asyncio.timeout(STORE_PATIENCE_S):
                 record = await store.look_up(scope)
         except (StoreError, TimeoutError) as error:
-            await _end(context, "UNAVAILABLE", f"the store does not answer: {error}")
+            await end(context, Code.UNAVAILABLE, f"the store does not answer: {error}")
         if record is None:
-            await _end(context, "NOT_FOUND", f"nothing is known of this key for {request.method}")
+            await end(context, Code.NOT_FOUND, f"nothing is known of this key for {request.method}")
         return admin_pb2.GetIdempotencyRecordResponse(record=record_message(record))
 
     async def health(self) -> admin_pb2.StoreHealth | None:
@@ -72,9 +69,11 @@ class KeyViewer:
         durability = self._store.durability
         return admin_pb2.StoreHealth(durability=durability.name, meaning=durability.meaning, trouble=trouble)
 
-    async def _open_store(self, context: _Context) -> Store:
+    async def _open_store(self, context: Context) -> Store:
         if self._store is None:
-            await _end(context, "FAILED_PRECONDITION", "this relay keeps no keys: it has no store (--store)")
+            await end(
+                context, Code.FAILED_PRECONDITION, "this relay keeps no keys: it has no store (--store)"
+            )
         return self._store
 
 
@@ -108,8 +107,3 @@ def _code_of(answer: bytes) -> str:
         return Answer.decode(answer).code.name
     except UnreadableAnswerError:
         return "unreadable"
-
-
-async def _end(context: _Context, code: str, text: str) -> Never:
-    await context.abort(grpc.StatusCode[code], text)
-    raise AssertionError("abort does not return")

@@ -2,9 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from protos.relay.v1 import admin_pb2
 from relay_service.control.descriptors import UpstreamDescriptors
 from relay_service.control.sources import (
@@ -16,6 +13,7 @@ from relay_service.control.sources import (
     TelemetryStatus,
     UpstreamStatus,
 )
+from relay_service.control.times import duration, timestamp
 from relay_service.core.breakers import BreakerView
 from relay_service.core.budget import BudgetState
 from relay_service.core.criticality import Criticality
@@ -75,20 +73,6 @@ def health_message(
         reasons=health.reasons,
         refusing_jobs=health.refusing_jobs,
     )
-
-
-def duration(seconds: float) -> Duration:
-    """Seconds as a protobuf duration, to the nanosecond."""
-    message = Duration()
-    message.FromNanoseconds(round(seconds * 1e9))
-    return message
-
-
-def timestamp(unix_s: float) -> Timestamp:
-    """Unix seconds as a protobuf timestamp."""
-    message = Timestamp()
-    message.FromNanoseconds(round(unix_s * 1e9))
-    return message
 
 
 def _calls(calls: CallTotals) -> admin_pb2.Calls:

@@ -32,6 +32,17 @@ class Try:
     delivery: Delivery
 
 
+FIRST_TRIES_KEPT = 3
+LAST_TRIES_KEPT = 20
+"""Of a history: its beginning tells what went wrong, its end how it stands."""
+
+
+def with_try(tries: tuple[Try, ...], tried: Try) -> tuple[Try, ...]:
+    """The history with one more attempt: the first few and the last ones are kept."""
+    first, later = tries[:FIRST_TRIES_KEPT], (*tries[FIRST_TRIES_KEPT:], tried)
+    return (*first, *later[-LAST_TRIES_KEPT:])
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
     """What is to be done, the same in a job and in its dead letter."""

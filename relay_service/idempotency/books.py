@@ -137,7 +137,7 @@ class Books:
             expires_at=now + self._letters.keep_s,
             submitted_at=record.changed_at,
             attempts=verdict.attempts,
-            tries=tuple(work.watched.tries),
+            tries=work.watched.tries,
             code=verdict.code,
             message=verdict.message,
             policy=json.dumps(asdict(intent.policy), default=str),

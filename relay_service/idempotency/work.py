@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from relay_service.core.call import Call, State
 from relay_service.core.events import Aborted, Begin, Cancelled, DeadlinePassed, Event
 from relay_service.core.evidence import Evidence
-from relay_service.core.job import Try
+from relay_service.core.job import Try, with_try
 from relay_service.core.reason import Reason
 from relay_service.core.verdict import Verdict
 from relay_service.forwarding import Plan
@@ -22,11 +22,8 @@ from relay_service.unary import UnaryCall, UnaryHost
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-FIRST_TRIES = 3
-LAST_TRIES = 20
 TIMER_SLACK_S = 0.001
 """Times that are closer are the same: they were reckoned in different ways."""
-"""Of a history: its beginning tells what went wrong, its end how it stands."""
 
 
 class NoWork(Exception):  # noqa: N818 (a refusal is an answer, not a fault)
@@ -57,7 +54,7 @@ class WorkObserver:
         self._observer = observer
         self._owner = owner
         self._store_now = store_now
-        self.tries: list[Try] = []
+        self.tries: tuple[Try, ...] = ()
         self.hedges = 0
         loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[Verdict] = loop.create_future()
@@ -86,9 +83,8 @@ class WorkObserver:
 
     def attempt_ended(self, number: int, peer: str, end: AttemptEnd, evidence: Evidence, now: float) -> None:
         """See `relay_service.ports.CallObserver`."""
-        self.tries.append(Try(self._store_now(), self._owner, end.code, end.message, end.delivery))
-        if len(self.tries) > FIRST_TRIES + LAST_TRIES:
-            del self.tries[FIRST_TRIES]
+        tried = Try(self._store_now(), self._owner, end.code, end.message, end.delivery)
+        self.tries = with_try(self.tries, tried)
         self._observer.attempt_ended(number, peer, end, evidence, now)
 
     def finished(self, verdict: Verdict, now: float) -> None:  # noqa: ARG002 (an observer hears when)

@@ -6,12 +6,9 @@ from dataclasses import replace
 
 from relay_service.core.evidence import Delivery
 from relay_service.core.idempotency import Afterwards, Record, RecordState, Scope
-from relay_service.core.job import Cause, DeadLetter, Job, JobState, LetterState, Replay, Try, Work
+from relay_service.core.job import Cause, DeadLetter, Job, JobState, LetterState, Replay, Try, Work, with_try
 from relay_service.core.status import Code
 from relay_service.stores.statements import Row, compact_json
-
-FIRST_TRIES_KEPT = 3
-LAST_TRIES_KEPT = 20
 
 RECORD_COLUMNS = (
     "tenant, method, key, fingerprint, state, fence, owner, first_seen, changed_at, lease_until, expires_at,"
@@ -175,11 +172,8 @@ def tries_of(text: str) -> tuple[Try, ...]:
 
 
 def longer(tries: tuple[Try, ...], tried: Try | None) -> tuple[Try, ...]:
-    """The history with one more attempt: the first few and the last ones are kept."""
-    if tried is None:
-        return tries
-    first, later = tries[:FIRST_TRIES_KEPT], (*tries[FIRST_TRIES_KEPT:], tried)
-    return (*first, *later[-LAST_TRIES_KEPT:])
+    """The history with one more attempt, if there was one."""
+    return tries if tried is None else with_try(tries, tried)
 
 
 def replays_text(replays: tuple[Replay, ...]) -> str:
