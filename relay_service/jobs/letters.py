@@ -22,6 +22,8 @@ REPLAY_ALONE = ((BATCH_HINT, ALONE),)
 REPLAY_ONCE = ((BATCH_HINT, ALONE), (ATTEMPTS_HINT, ONCE))
 REPLAY_AS_IT_WAS: tuple[tuple[str, bytes], ...] = ()
 
+_BECOMES = {LetterState.HELD: "held", LetterState.OPEN: "released", LetterState.DISCARDED: "discarded"}
+
 
 class LetterNotOpenError(Exception):
     """The letter's state does not allow what was asked; the text says which it is."""
@@ -104,14 +106,19 @@ class Letters:
         except KeyTakenError as error:
             raise LetterNotOpenError(f"dead letter {letter.id}: {error}") from error
         if not began:
-            raise LetterNotOpenError(f"dead letter {letter.id} is not open")
+            raise LetterNotOpenError(await self._not_now(letter.id, "replayed"))
         self._fault_point("letter-replayed")
         return job_id
 
     async def set_state(self, letter_id: str, state: LetterState, note: str) -> None:
         """Hold, release (OPEN) or discard. Raises `LetterNotOpenError` when its state does not allow it."""
         if not await self._store.set_state(letter_id, state, note):
-            raise LetterNotOpenError(f"dead letter {letter_id} cannot become {state.value} now")
+            raise LetterNotOpenError(await self._not_now(letter_id, _BECOMES[state]))
+
+    async def _not_now(self, letter_id: str, done: str) -> str:
+        letter = await self._store.letter(letter_id)
+        state = letter.state.value if letter else "gone"
+        return f"dead letter {letter_id} is {state} and cannot be {done}"
 
     async def take_in(self, letter: DeadLetter) -> bool:
         """Import a letter; False when it is here already. Its time is counted anew, from now."""
