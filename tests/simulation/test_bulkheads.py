@@ -29,7 +29,7 @@ ADAPTIVE: AdmissionPolicy = load_policy("default", "h:1").admission
 FIXED = AdmissionPolicy(queue_capacity=50, workers=20)
 SECONDS = 12.0
 HANGS_AT_S, BACK_AT_S = 2.0, 8.0
-SEEDS = range(6)
+SEEDS = range(3)
 
 
 class TwoServices(Overload):
