@@ -36,6 +36,7 @@ MUTANTS = (
         {"relay": {"methods": [{"name": [{}], "jitter": "none"}]}},
     ),
     Mutant("no-admission", "everything is taken on, whatever fits", "overload-3x", off("admission")),
+    Mutant("no-bulkhead", "all methods share one set of workers", "one-method-hangs", off("bulkhead")),
     Mutant("no-attempt-timeout", "one silent attempt may take all the time", "hang", off("attemptTimeout")),
     Mutant(
         "repeats-without-key",

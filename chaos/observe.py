@@ -113,7 +113,9 @@ async def look_at_relay(admin_address: str, history: HistoryWriter) -> RelaySamp
 
 def relay_sample(stats: admin_pb2.Stats, at_s: float) -> RelaySample:
     """What the history keeps of the relay's statistics."""
-    calls, queue = stats.calls, stats.queue
+    calls = stats.calls
+    bulkheads = (bulkhead.queue for upstream in stats.upstreams for bulkhead in upstream.bulkheads)
+    queues = (stats.queue, *bulkheads)
     breakers = [breaker for upstream in stats.upstreams for breaker in upstream.breakers]
     return RelaySample(
         at_s=at_s,
@@ -124,9 +126,9 @@ def relay_sample(stats: admin_pb2.Stats, at_s: float) -> RelaySample:
         refused=calls.refused,
         cancelled=calls.cancelled,
         in_flight=calls.in_flight,
-        queue_length=queue.length,
-        workers_busy=queue.workers_busy,
-        workers=queue.workers,
+        queue_length=sum(queue.length for queue in queues),
+        workers_busy=sum(queue.workers_busy for queue in queues),
+        workers=sum(queue.workers for queue in queues),
         attempts=sum(method.attempts for method in stats.methods),
         retries=sum(method.retries for method in stats.methods),
         breaker=max((breaker.state for breaker in breakers), key=BREAKER_STATES.index, default=""),

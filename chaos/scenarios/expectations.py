@@ -9,7 +9,7 @@ from chaos.findings import Finding, Verdict, offender
 from chaos.findings import judge as judge_all
 from chaos.history import CallRecord
 from chaos.percentile import percentile_of
-from chaos.plan import LIST
+from chaos.plan import LIST, CallKind
 
 MINIMUM_CALLS = 30
 READS_MIN = 10
@@ -72,6 +72,22 @@ def class_served(criticality: str, share: float) -> Expectation:
         return invariants.class_is_served(calls, criticality, share, MINIMUM_CALLS)
 
     return Expectation(f"at least {share:.1%} of {criticality} calls succeed", judge)
+
+
+def method_served(kind: CallKind, share: float) -> Expectation:
+    """A method keeps its service while another one has trouble."""
+    name = kind.method.rpartition("/")[2]
+
+    def judge(evidence: Evidence) -> Finding:
+        window = evidence.struck
+        calls = [
+            call
+            for call in evidence.calls_between(window.begin_s, window.end_s)
+            if call.method == kind.method
+        ]
+        return invariants.success_at_least(calls, share, MINIMUM_CALLS, of=f"{name} calls", promise="C19")
+
+    return Expectation(f"at least {share:.1%} of {name} calls succeed during the fault", judge)
 
 
 def useful_refusals(fast_s: float) -> Expectation:

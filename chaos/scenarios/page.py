@@ -75,6 +75,11 @@ def _stack(scenario: Scenario) -> str:
     words = [f"policy `{stack.policy['relay']['name']}`"]
     changed = {name: value for name, value in stack.policy["relay"].items() if name in ("admission", "off")}
     words += [f"with {changed}"] if changed else []
+    words += [
+        f"a bulkhead {entry['bulkhead']} for {' and '.join(name['method'] for name in entry['name'])}"
+        for entry in stack.policy["relay"].get("methods", ())
+        if "bulkhead" in entry
+    ]
     words += [stack.capacity.title] if stack.capacity else []
     words += [f"{stack.relays} relays in a row"] if stack.relays > 1 else []
     words += ["a trace collector"] if stack.collector else []

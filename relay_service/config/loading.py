@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from relay_service.config.addresses import parse_target
+from relay_service.config.admissions import admission_policy, bulkheads_policy
 from relay_service.config.document import Document, layers, read_document
 from relay_service.config.job_policies import batch_policy, dead_letter_policy, job_policy
 from relay_service.config.merge import Merged, merge
@@ -23,22 +24,17 @@ from relay_service.core.key_policy import IdempotencyPolicy, InFlight, KeyLimits
 from relay_service.core.policy import (
     NO_RETRY,
     WIDE_OPEN,
-    AdmissionPolicy,
     BreakerPolicy,
     CallersPolicy,
     ClientQuota,
     ClientsPolicy,
     HedgePolicy,
-    LimitKind,
-    LimitPolicy,
     MethodPolicy,
-    QueueOrder,
     RelayPolicy,
     RetryBudgetPolicy,
     RetryPolicy,
     RetryThrottling,
     Route,
-    StandingShed,
     ThrottlePolicy,
     UpstreamPolicy,
     UpstreamTls,
@@ -92,7 +88,8 @@ def build_policy(document: Document, target: str) -> RelayPolicy:
         methods={pattern: _method_policy(merged, pattern) for pattern in merged.patterns() | {""}},
         routes=tuple(Route(route.service or "", route.method, route.upstream) for route in merged.routes),
         callers=CallersPolicy(**merged.callers_fields),
-        admission=WIDE_OPEN if "admission" in merged.off else _admission(merged),
+        admission=WIDE_OPEN if "admission" in merged.off else admission_policy(merged.admission_fields),
+        bulkheads=bulkheads_policy(merged, upstreams),
         clients=_clients(merged),
         budget=None if "retryBudget" in merged.off else RetryBudgetPolicy(**merged.budget_fields),
         throttling=_throttling(merged),
@@ -116,6 +113,7 @@ def _upstreams(merged: Merged, target: str) -> dict[str, UpstreamPolicy]:
 
 def _upstream(block: UpstreamBlock) -> UpstreamPolicy:
     given = block.fields_given()
+    given.pop("bulkhead", None)
     tls = given.pop("tls", None)
     return UpstreamPolicy(**given, tls=_tls(tls) if tls is not None else None)
 
@@ -247,19 +245,6 @@ def _breakers(merged: Merged) -> dict[str, BreakerPolicy]:
     if "breaker" in merged.off:
         return {}
     return {pattern: BreakerPolicy(**merged.breaker_of(pattern)) for pattern in merged.breaker_fields}
-
-
-def _admission(merged: Merged) -> AdmissionPolicy:
-    given = dict(merged.admission_fields)
-    block = given.pop("limit", None)
-    if block is not None:
-        fields = block.fields_given()
-        given["limit"] = LimitPolicy(**(fields | {"kind": LimitKind(fields["kind"])}))
-    if "queue_order" in given:
-        given["queue_order"] = QueueOrder(given["queue_order"])
-    if "standing_shed" in given:
-        given["standing_shed"] = StandingShed(given["standing_shed"])
-    return AdmissionPolicy(**given)
 
 
 def _clients(merged: Merged) -> ClientsPolicy | None:

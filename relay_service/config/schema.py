@@ -109,6 +109,7 @@ Switch = Literal[
     "fallback",
     "breaker",
     "admission",
+    "bulkhead",
     "clientQuotas",
     "attemptTimeout",
     "deadlines",
@@ -245,6 +246,32 @@ class IdempotencyBlock(Block):
     payload_keys: bool = _KEEPING.payload_keys
 
 
+class LimitBlock(Block):
+    """The ``limit`` of ``relay.admission`` and of a ``bulkhead``."""
+
+    kind: Literal["fixed", "aimd", "gradient"]
+    min: Annotated[int, Field(ge=1, le=1_000_000)] = _ADMISSION.limit.min
+    max: Annotated[int, Field(ge=1, le=1_000_000)] = _ADMISSION.limit.max
+    initial: Annotated[int, Field(ge=1, le=1_000_000)] = _ADMISSION.limit.initial
+    latency_objective_s: PositiveDuration | None = _ADMISSION.limit.latency_objective_s
+
+
+class AdmissionBlock(Block):
+    """``relay.admission``, and each ``bulkhead``, which is laid over it."""
+
+    queue_capacity: Annotated[int, Field(ge=0, le=1_000_000)] = _ADMISSION.queue_capacity
+    workers: Annotated[int, Field(ge=1, le=1_000_000)] = _ADMISSION.workers
+    limit: LimitBlock | None = None
+    max_streams: Annotated[int, Field(ge=0, le=1_000_000)] = _ADMISSION.max_streams
+    sheddable_share: Annotated[float, Field(ge=0, le=1)] = _ADMISSION.sheddable_share
+    sheddable_plus_share: Annotated[float, Field(ge=0, le=1)] = _ADMISSION.sheddable_plus_share
+    feasibility_quantile: Annotated[float, Field(ge=0.01, le=0.99)] | None = _ADMISSION.feasibility_quantile
+    queue_order: Literal["fifo", "adaptive-lifo"] = "fifo"
+    standing_shed: Literal["none", "codel"] = "none"
+    standing_target_s: PositiveDuration = _ADMISSION.standing_target_s
+    standing_interval_s: PositiveDuration = _ADMISSION.standing_interval_s
+
+
 class MethodBlock(Block):
     """An entry of ``relay.methods``: what gRPC has no words for."""
 
@@ -261,6 +288,7 @@ class MethodBlock(Block):
     max_message_bytes: Annotated[int, Field(ge=1, le=1024 * 1024 * 1024)] = _METHOD.max_message_bytes
     hedging: HedgingBlock | None = None
     breaker: BreakerBlock | None = None
+    bulkhead: AdmissionBlock | None = None
     batch: BatchBlock | None = None
     idempotency: IdempotencyBlock | None = None
 
@@ -292,6 +320,7 @@ class UpstreamBlock(Block):
     reconnect_backoff_max_s: PositiveDuration = _UPSTREAM.reconnect_backoff_max_s
     patience_s: Duration = _UPSTREAM.patience_s
     tls: TlsBlock | None = None
+    bulkhead: AdmissionBlock | None = None
 
 
 class RouteBlock(Block):
@@ -300,32 +329,6 @@ class RouteBlock(Block):
     service: ServiceName | None = None
     method: MethodName | None = None
     upstream: UpstreamName
-
-
-class LimitBlock(Block):
-    """``relay.admission.limit``."""
-
-    kind: Literal["fixed", "aimd", "gradient"]
-    min: Annotated[int, Field(ge=1, le=1_000_000)] = _ADMISSION.limit.min
-    max: Annotated[int, Field(ge=1, le=1_000_000)] = _ADMISSION.limit.max
-    initial: Annotated[int, Field(ge=1, le=1_000_000)] = _ADMISSION.limit.initial
-    latency_objective_s: PositiveDuration | None = _ADMISSION.limit.latency_objective_s
-
-
-class AdmissionBlock(Block):
-    """``relay.admission``."""
-
-    queue_capacity: Annotated[int, Field(ge=0, le=1_000_000)] = _ADMISSION.queue_capacity
-    workers: Annotated[int, Field(ge=1, le=1_000_000)] = _ADMISSION.workers
-    limit: LimitBlock | None = None
-    max_streams: Annotated[int, Field(ge=0, le=1_000_000)] = _ADMISSION.max_streams
-    sheddable_share: Annotated[float, Field(ge=0, le=1)] = _ADMISSION.sheddable_share
-    sheddable_plus_share: Annotated[float, Field(ge=0, le=1)] = _ADMISSION.sheddable_plus_share
-    feasibility_quantile: Annotated[float, Field(ge=0.01, le=0.99)] | None = _ADMISSION.feasibility_quantile
-    queue_order: Literal["fifo", "adaptive-lifo"] = "fifo"
-    standing_shed: Literal["none", "codel"] = "none"
-    standing_target_s: PositiveDuration = _ADMISSION.standing_target_s
-    standing_interval_s: PositiveDuration = _ADMISSION.standing_interval_s
 
 
 class QuotaBlock(Block):
@@ -423,6 +426,7 @@ class RelayBlock(Block):
     upstreams: Annotated[dict[UpstreamName, UpstreamBlock], Field(max_length=100)] = {}
     routes: Annotated[list[RouteBlock], Field(max_length=10_000)] = []
     admission: AdmissionBlock = AdmissionBlock()
+    bulkhead: AdmissionBlock | None = None
     clients: ClientsBlock = ClientsBlock()
     callers: CallersBlock = CallersBlock()
     retry_budget: BudgetBlock = BudgetBlock()

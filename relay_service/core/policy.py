@@ -364,6 +364,25 @@ WIDE_OPEN = AdmissionPolicy(queue_capacity=0, workers=100_000, max_streams=100_0
 
 
 @dataclass(frozen=True, slots=True)
+class BulkheadsPolicy:
+    """Which calls have workers, a queue and streams of their own. Nothing named is off: all share one set.
+
+    Compartments do not overlap: a call is in that of its method, else in that of its upstream, else in what
+    is left over for all. What is full in one of them is nothing to the others.
+    """
+
+    upstreams: Mapping[str, AdmissionPolicy] = field(default_factory=dict)
+    """By the upstream's name."""
+    methods: Mapping[str, AdmissionPolicy] = field(default_factory=dict)
+    """By ``package.Service/Method``, ``package.Service`` or an empty string, the longest match first; the
+    calls of each pattern to each upstream are a compartment."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "upstreams", MappingProxyType(dict(self.upstreams)))
+        object.__setattr__(self, "methods", MappingProxyType(dict(self.methods)))
+
+
+@dataclass(frozen=True, slots=True)
 class CallersPolicy:
     """How many connections callers may hold. One too many is closed at once, before it costs anything."""
 
@@ -474,6 +493,7 @@ class RelayPolicy:
     callers: CallersPolicy = CallersPolicy()
     keys: KeyLimits = field(default_factory=KeyLimits)
     dead_letters: LetterPolicy = field(default_factory=LetterPolicy)
+    bulkheads: BulkheadsPolicy = field(default_factory=BulkheadsPolicy)
     _default_method: MethodPolicy = field(init=False, repr=False, compare=False)
     _upstream_by_pattern: Mapping[str, str] = field(init=False, repr=False, compare=False)
 
@@ -490,6 +510,8 @@ class RelayPolicy:
             raise ValueError("routes must not name the same service and method twice")
         if unknown := set(by_pattern.values()) - set(self.upstreams):
             raise ValueError(f"routes lead to upstreams that are not there: {sorted(unknown)}")
+        if unknown := set(self.bulkheads.upstreams) - set(self.upstreams):
+            raise ValueError(f"bulkheads are for upstreams that are not there: {sorted(unknown)}")
         for pattern, method in self.methods.items():
             if unknown := set(method.fallback) - set(self.upstreams):
                 raise ValueError(f"the fallback of {pattern!r} leads to no upstream: {sorted(unknown)}")
