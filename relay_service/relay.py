@@ -7,6 +7,7 @@ the headers is decided there, before anything is allocated for the call.
 
 import base64
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from random import Random
 from types import MappingProxyType
 
