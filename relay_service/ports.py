@@ -226,4 +226,7 @@ class Observer(Protocol):
     """Makes a `CallObserver` for every call."""
 
     def call_started(self, head: CallHead, now: float) -> CallObserver:
-        """Called before anything is decided."""
+        """A call was taken at its headers."""
+
+    def call_refused(self, head: CallHead, verdict: Verdict, now: float) -> None:
+        """A call was refused at its headers; that is all there is to hear of it."""

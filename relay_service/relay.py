@@ -27,7 +27,6 @@ from relay_service.core.quota import ClientQuotas
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
 from relay_service.core.throttle import AdaptiveThrottle, Throttles
-from relay_service.core.value import value
 from relay_service.core.verdict import Fate, Origin, Verdict
 from relay_service.destination import Destination
 from relay_service.forwarding import ForwardedCall, Plan
@@ -48,11 +47,14 @@ from relay_service.ports import (
 )
 from relay_service.streaming import StreamCall
 from relay_service.unary import UnaryCall
+from relay_service.ways import Course, Way, Ways
 
 HELD_REQUEST_BYTES_MAX = 256 * 1024 * 1024
 """Request bytes of all unary calls, held for their attempts; beyond it calls find the queue full."""
 
 SECRET_BYTES = 16
+
+_FIRST_HOP = (contract.HOPS, b"1")
 
 OWN_SERVICE_POLICY = MethodPolicy(
     default_timeout_s=None, max_timeout_s=None, attempt_timeout_s=None, retry=NO_RETRY, replay_buffer_bytes=0
@@ -72,32 +74,20 @@ class Refusal(Exception):  # noqa: N818 (a refusal is an answer, not a fault)
         self.subject = subject
 
 
-@value
-class Course:
-    """Where a call goes: first to the first of both, then, while nothing was executed, to the others."""
+class ListenedTo:
+    """An observer with somebody before each call's: an `Observer`."""
 
-    lanes: Sequence[Lane]
-    destinations: tuple[Destination, ...]
-    fell_back: bool
-    """Whether it has left its own upstream before it began."""
+    def __init__(self, observer: Observer, listener: Callable[[CallObserver], CallObserver]) -> None:
+        self._observer = observer
+        self._listener = listener
 
-    @property
-    def lane(self) -> Lane:
-        """What judges the first attempts."""
-        return self.lanes[0]
+    def call_started(self, head: CallHead, now: float) -> CallObserver:
+        """See `Observer.call_started`."""
+        return self._listener(self._observer.call_started(head, now))
 
-    @property
-    def later_lanes(self) -> Sequence[Lane]:
-        """What judges those that follow elsewhere."""
-        return self.lanes[1:]
-
-    def plan(
-        self, method: str, metadata: Headers, policy: MethodPolicy, deadline: float | None, demand: Demand
-    ) -> Plan:
-        """The plan of a call on this course."""
-        first, *later = self.destinations
-        hedge_port = None if self.fell_back else first.hedge_port
-        return Plan(method, metadata, first.port, policy, deadline, demand, first, hedge_port, tuple(later))
+    def call_refused(self, head: CallHead, verdict: Verdict, now: float) -> None:
+        """See `Observer.call_refused`."""
+        self.call_started(head, now).finished(verdict, now)
 
 
 class Relay:
@@ -142,6 +132,7 @@ class Relay:
         self._breakers = Breakers(policy, now())
         self._throttles = _throttles(policy, {}, now())
         self._hedging = {name: Hedging() for name in policy.upstreams}
+        self._ways = Ways()
         self._own_gate = RetryGate(None, None, now())
         self._in_flight = 0
         self._held_bytes = 0
@@ -237,6 +228,7 @@ class Relay:
             for name in policy.upstreams
         }
         self._policy = policy
+        self._ways = Ways()
         if policy.clients != old.clients:
             self._quotas = ClientQuotas(policy.clients, now) if policy.clients else None
         self._admission.adopt(policy.admission, now)
@@ -261,15 +253,10 @@ class Relay:
     def on_call(self, head: CallHead, reply: Reply) -> IncomingCall | None:
         """Take a call at its headers (a `relay_service.ports.CallHandler`)."""
         now = self.now()
-        observer = self._observer.call_started(head, now)
         own = self._own_services.get(head.method.rpartition("/")[0])
-        try:
-            if own is not None:
-                return self._hand_over(head, own, reply, observer, now)
-            return self._take(head, reply, observer, now, self._keys)
-        except Refusal as refusal:
-            self._turn_away(head, reply, observer, refusal)
-            return None
+        if own is not None:
+            return self._hand_over(head, own, reply, now)
+        return self._take_or_refuse(head, reply, now, self._keys, self._observer)
 
     def carry(
         self, head: CallHead, reply: Reply, listener: Callable[[CallObserver], CallObserver]
@@ -279,29 +266,30 @@ class Relay:
         The key it carries belongs to the job already, so nobody has to claim it. ``listener`` may put
         itself before the call's observer and so hears how its attempts and the call itself end.
         """
-        now = self.now()
-        observer = listener(self._observer.call_started(head, now))
+        return self._take_or_refuse(head, reply, self.now(), None, ListenedTo(self._observer, listener))
+
+    def _take_or_refuse(
+        self, head: CallHead, reply: Reply, now: float, keys: Keys | None, observer: Observer
+    ) -> IncomingCall | None:
         try:
-            return self._take(head, reply, observer, now, None)
+            return self._take(head, reply, now, keys, observer)
         except Refusal as refusal:
-            self._turn_away(head, reply, observer, refusal)
+            verdict = _refused(refusal.reason, refusal.reason.meaning, refusal.pushback_s, refusal.subject)
+            self._answer_refused(head, reply, verdict, observer)
             return None
 
     def safety(self, method: str) -> Safety:
         """What a second execution of ``method`` would do: the policy's word, else the upstream's."""
-        upstream = self._policy.route(method)
-        facts = self._catalog.facts(upstream, method) if upstream else None
-        return self._policy.method_policy(method).safety or (facts and facts.safety) or Safety.NONE
+        way = self._way(method)
+        return Safety.NONE if way is None else way.safety
 
     def refuse(self, head: CallHead, reply: Reply, reason: Reason, message: str) -> None:
         """Refuse a call that never became one, counted and traced like any other."""
-        observer = self._observer.call_started(head, self.now())
-        self._answer_refused(head, reply, observer, _refused(reason, message))
+        self._answer_refused(head, reply, _refused(reason, message), self._observer)
 
-    def _hand_over(
-        self, head: CallHead, upstream: UpstreamPort, reply: Reply, observer: CallObserver, now: float
-    ) -> IncomingCall:
+    def _hand_over(self, head: CallHead, upstream: UpstreamPort, reply: Reply, now: float) -> IncomingCall:
         """Pass a call to the relay's own services on as it is: not limited, not counted as in flight."""
+        observer = self._observer.call_started(head, now)
         deadline = now + head.timeout_s if head.timeout_s is not None else None
         metadata = [field for field in head.metadata if field[0] not in contract.TOLD_TO_OWN_SERVICES]
         metadata.append((contract.IDENTITY, base64.b64encode(head.identity.encode())))
@@ -322,42 +310,48 @@ class Relay:
         return call
 
     def _take(
-        self, head: CallHead, reply: Reply, observer: CallObserver, now: float, keys: Keys | None
+        self, head: CallHead, reply: Reply, now: float, keys: Keys | None, observer: Observer
     ) -> IncomingCall:
-        """``keys`` is where the call's key has to be claimed; None when that has been done, or nobody keeps
+        """Decide at the headers, before anything is made for the call.
+
+        ``keys`` is where the call's key has to be claimed; None when that has been done, or nobody keeps
         keys."""
         if self._draining:
             raise Refusal(Reason.DRAINING)
-        upstream = self._policy.route(head.method)
-        if upstream is None:
+        way = self._way(head.method)
+        if way is None:
             raise Refusal(Reason.NO_ROUTE)
-        policy = self._policy.method_policy(head.method)
-        facts = self._catalog.facts(upstream, head.method)
-        safety = policy.safety or (facts.safety if facts else None) or Safety.NONE
-        unary = head.unary or _is_unary(policy, facts, safety)
-        hops = contract.hops(head.metadata)
+        policy = way.policy
+        unary = head.unary or way.unary
+        asked = contract.asked(head.metadata)
+        hops = asked.hops
         if hops >= self._policy.max_hops:
             raise Refusal(Reason.HOP_LIMIT)
-        known = facts is not None or policy.unary is not None
-        key = _key(head, policy, streaming=known and not unary)
+        key = None
+        if asked.keyed or policy.key_required:
+            key = _key(head, policy, streaming=way.is_known and not unary)
         if key is not None and policy.idempotency is not None:
             unary = True  # of a method nothing is known of: a key belongs to one request
         deadline = _deadline(head, policy, now, unary=unary)
         keeping = policy.idempotency if unary and keys is not None else None
         if keeping is not None and keys is not None and (key is not None or keeping.payload_keys):
-            intent = Intent(head, upstream, policy, keeping, safety, hops, key, deadline)
-            return KeyedCall(self, keys, intent, reply, observer)
-        sent_key = None if key is None else _sent_key(head.identity, head.method, key, hops)
-        demand = _demand(head, deadline)
+            intent = Intent(head, way.upstream, policy, keeping, way.safety, hops, key, deadline)
+            return KeyedCall(self, keys, intent, reply, observer.call_started(head, now))
+        demand = Demand(asked.criticality, deadline, asked.client)
         # Who called has tried before, or will again: it could go to two services in turn.
         once = hops > 0 or head.once
         # A stream whose request is not kept cannot wait for another upstream.
         movable = not once and not head.bound and (unary or policy.replay_buffer_bytes > 0)
-        course = self._course(upstream, head.method, policy, demand.criticality, now, movable=movable)
-        plan = course.plan(head.method, _outgoing(head, sent_key, hops), policy, deadline, demand)
+        course = self._course_of(way, head.method, demand, now, movable=movable)
+        if unary:
+            self._admit_unary(demand, now)
+        else:
+            self._admit_stream(demand, now)
+        metadata = [*head.metadata, _FIRST_HOP] if asked.is_nothing else _outgoing(head, key, hops)
+        plan = course.plan(head.method, metadata, policy, deadline, demand)
         machine = Call(
             _single_attempt(policy.retry) if once else policy.retry,
-            safety=safety,
+            safety=way.safety,
             has_key=key is not None,
             deadline=deadline,
             attempt_limit_s=policy.attempt_timeout_s if unary else None,
@@ -366,25 +360,57 @@ class Relay:
             streaming=not unary,
             breaker=course.lane.breaker,
             throttle=course.lane.throttle,
-            hedges=self._hedges(plan, upstream) if unary and not once else None,
+            hedges=self._hedges(plan, way.upstream) if unary and not once else None,
             fallbacks=course.later_lanes,
             fell_back=course.fell_back,
         )
+        told = observer.call_started(head, now)
         if unary:
-            self._admit_unary(plan, now)
-        else:
-            self._admit_stream(plan, now)
-        call = (UnaryCall if unary else StreamCall)(self, plan, machine, reply, observer)
-        self._count_in(call, course)
-        if isinstance(call, StreamCall):
-            call.begin(now)
-        return call
+            unary_call = UnaryCall(self, plan, machine, reply, told)
+            self._count_in(course)
+            return unary_call
+        stream = StreamCall(self, plan, machine, reply, told)
+        self._count_in(course)
+        stream.begin(now)
+        return stream
 
-    def _count_in(self, call: ForwardedCall, course: Course) -> None:
+    def _course_of(self, way: Way, method: str, demand: Demand, now: float, *, movable: bool) -> Course:
+        course = way.only_course
+        if course is None:
+            names = (way.upstream, *way.policy.fallback) if movable else (way.upstream,)
+            return self._course(names, method, demand.criticality, now)
+        if course.lanes[0].is_open(now):
+            raise self._breaker_open(course.lanes[0], now)
+        return course
+
+    def _way(self, method: str) -> Way | None:
+        """What holds for every call of the method; None when no route leads to it."""
+        way = self._ways.get(method)
+        if way is None or way.facts is not self._catalog.facts(way.upstream, method):
+            way = self._find_way(method)
+            if way is not None:
+                self._ways.remember(method, way)
+        return way
+
+    def _find_way(self, method: str) -> Way | None:
+        upstream = self._policy.route(method)
+        if upstream is None:
+            return None
+        policy = self._policy.method_policy(method)
+        facts = self._catalog.facts(upstream, method)
+        safety = policy.safety or (facts.safety if facts else None) or Safety.NONE
+        only_course = None
+        if not policy.fallback and not self._throttles:
+            lane = Lane(self._gates[upstream], self._breakers.guarding(upstream, method))
+            only_course = Course((lane,), (self._destinations[upstream],), fell_back=False)
+        return Way(upstream, policy, facts, safety, _is_unary(policy, facts, safety), only_course)
+
+    def _count_in(self, course: Course) -> None:
         """`call_ended` counts it out."""
         self._in_flight += 1
-        course.destinations[0].fallbacks += course.fell_back
-        for destination in call.destinations:
+        if course.fell_back:
+            course.destinations[0].fallbacks += 1
+        for destination in course.destinations:
             destination.enter()
 
     def _hedges(self, plan: Plan, upstream: str) -> Hedges | None:
@@ -397,21 +423,11 @@ class Relay:
             return None
         return Hedges(self._hedging[upstream], plan.method, policy)
 
-    def _course(
-        self,
-        upstream: str,
-        method: str,
-        policy: MethodPolicy,
-        criticality: Criticality,
-        now: float,
-        *,
-        movable: bool,
-    ) -> Course:
+    def _course(self, wanted: tuple[str, ...], method: str, criticality: Criticality, now: float) -> Course:
         """Choose the first upstream whose breaker would let an attempt through, of those that the call may go
         to. Without one, or when the throttle holds it back, it is refused before it costs anything."""
         # Of a keyed call's fallbacks another policy may have taken some away since its headers came.
-        others = [name for name in policy.fallback if name in self._destinations] if movable else ()
-        names = (upstream, *others)
+        names = [name for name in wanted if name in self._destinations]
         lanes = [self._lane(name, method, criticality) for name in names]
         taken = self._first_open(lanes, now)
         self._check_throttle(lanes[taken].throttle, now)
@@ -428,41 +444,39 @@ class Relay:
         for index, lane in enumerate(ways):
             if not lane.is_open(now):
                 return index
-        breaker = ways[0].breaker
-        pushback_s = breaker.pushback_s(now, self._rng) if breaker is not None else None
-        raise Refusal(Reason.BREAKER_OPEN, pushback_s)
+        raise self._breaker_open(ways[0], now)
+
+    def _breaker_open(self, lane: Lane, now: float) -> Refusal:
+        pushback_s = lane.breaker.pushback_s(now, self._rng) if lane.breaker is not None else None
+        return Refusal(Reason.BREAKER_OPEN, pushback_s)
 
     def _check_throttle(self, throttle: AdaptiveThrottle | None, now: float) -> None:
         if throttle is not None and throttle.refuses(now, self._rng):
             raise Refusal(Reason.ADAPTIVE_THROTTLE, throttle.pushback_s(now, self._rng))
 
-    def _admit_unary(self, plan: Plan, now: float) -> None:
-        if (reason := self._admission.turn_away(plan.demand, now)) is not None:
+    def _admit_unary(self, demand: Demand, now: float) -> None:
+        if (reason := self._admission.turn_away(demand, now)) is not None:
             raise Refusal(reason, self.pushback_s(reason, now))
-        self._charge_quota(plan.demand.client, now)
+        if self._quotas is not None:
+            self._charge_quota(self._quotas, demand.client, now)
 
-    def _admit_stream(self, plan: Plan, now: float) -> None:
-        self._charge_quota(plan.demand.client, now)
+    def _admit_stream(self, demand: Demand, now: float) -> None:
+        if self._quotas is not None:
+            self._charge_quota(self._quotas, demand.client, now)
         if not self._admission.open_stream():
             raise Refusal(Reason.STREAM_LIMIT, self._admission.stream_pushback_s(self._rng))
 
-    def _turn_away(self, head: CallHead, reply: Reply, observer: CallObserver, refusal: Refusal) -> None:
-        reason = refusal.reason
-        self._answer_refused(
-            head, reply, observer, _refused(reason, reason.meaning, refusal.pushback_s, refusal.subject)
-        )
-
-    def _charge_quota(self, client: bytes, now: float) -> None:
+    def _charge_quota(self, quotas: ClientQuotas, client: bytes, now: float) -> None:
         """Last of all, so that no client pays for a call that is refused for another reason."""
-        if self._quotas is not None and (wait_s := self._quotas.take(client, now)) > 0.0:
+        if (wait_s := quotas.take(client, now)) > 0.0:
             # Not before there is a token, and not all at once when there is one.
             pushback_s = wait_s * self._rng.uniform(1.0, 1.5)
             raise Refusal(Reason.CLIENT_QUOTA, pushback_s, f"client:{client.decode('ascii', 'replace')}")
 
-    def _answer_refused(self, head: CallHead, reply: Reply, observer: CallObserver, verdict: Verdict) -> None:
-        trailers = contract.trailers_of(verdict, head.method, ())
+    def _answer_refused(self, head: CallHead, reply: Reply, verdict: Verdict, observer: Observer) -> None:
+        trailers = contract.trailers_of_refusal(verdict, head.method)
         reply.send_trailers(verdict.code, verdict.message, trailers)
-        observer.finished(verdict, self.now())
+        observer.call_refused(head, verdict, self.now())
 
     # What keyed calls ask of their relay (`relay_service.idempotency`) ------------------------------
 
@@ -475,11 +489,11 @@ class Relay:
         movable = hops == 0 and not intent.safety.binds_to_upstream
         try:
             upstream = self._upstream_of(intent)
-            course = self._course(upstream, head.method, policy, demand.criticality, now, movable=movable)
-            sent_key = _sent_key(head.identity, head.method, order.key, hops)
+            names = (upstream, *policy.fallback) if movable else (upstream,)
+            course = self._course(names, head.method, demand.criticality, now)
             # It lasts as long as somebody waits, so the plan knows no deadline.
-            plan = course.plan(head.method, _outgoing(head, sent_key, hops), policy, None, demand)
-            self._admit_unary(plan, now)
+            plan = course.plan(head.method, _outgoing(head, order.key, hops), policy, None, demand)
+            self._admit_unary(demand, now)
         except Refusal as refusal:
             raise NoWork(refusal.reason, refusal.pushback_s, refusal.subject) from None
         machine = Call(
@@ -500,7 +514,7 @@ class Relay:
         if order.outcome_open:
             machine.outcome_is_open()
         work = KeyedWork(self, plan, machine, observer, intent.keys.settle_s)
-        self._count_in(work, course)
+        self._count_in(course)
         work.on_request_data(order.framed, end=True)
         return work
 
@@ -516,9 +530,8 @@ class Relay:
 
     # What calls ask of their relay (`relay_service.unary.UnaryHost`) ----------------------------
 
-    def take_worker(self, call: UnaryCall) -> Offer[UnaryCall]:
+    def take_worker(self, call: UnaryCall, now: float) -> Offer[UnaryCall]:
         """A worker, a place in the queue (perhaps that of another call), or neither."""
-        now = self.now()
         offer = self._admission.offer(call, call.demand, now)
         if offer.displaced is not None:
             offer.displaced.shed(offer.reason or Reason.QUEUE_FULL, now)
@@ -653,12 +666,12 @@ def _sent_key(tenant: str, method: str, key: bytes, hops: int) -> bytes:
 
 
 def _outgoing(head: CallHead, key: bytes | None, hops: int) -> Headers:
-    """The caller's metadata with our hop count and, in place of its key, the derived one.
+    """The caller's metadata with our hop count and, in place of its key, the one to send.
 
     The trace context is left out too: each attempt is given its own by the observer.
     """
     outgoing = [field for field in head.metadata if field[0] not in contract.REPLACED]
     if key is not None:
-        outgoing.append((contract.IDEMPOTENCY_KEY, key))
+        outgoing.append((contract.IDEMPOTENCY_KEY, _sent_key(head.identity, head.method, key, hops)))
     outgoing.append((contract.HOPS, b"%d" % (hops + 1)))
     return outgoing
