@@ -19,7 +19,7 @@ from relay_service.core.reason import Reason
 from relay_service.core.status import Code
 from relay_service.core.value import value
 from relay_service.core.verdict import Fate, Origin, Verdict
-from relay_service.ports import Headers
+from relay_service.ports import Headers, RepeatedHeaders
 
 DOMAIN = "resilient-relay"
 """The ``domain`` of every ErrorInfo made here."""
@@ -255,7 +255,7 @@ def _refused(
     verdict = Verdict(
         code, message, Origin.RELAY, Fate.REFUSED, reason, pushback_s=pushback_s, subject=subject
     )
-    return tuple(trailers_of(verdict, method, ()))
+    return RepeatedHeaders(trailers_of(verdict, method, ()))
 
 
 def _relay_details(verdict: Verdict, method: str) -> Iterable[tuple[bytes, bytes]]:

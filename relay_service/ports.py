@@ -21,6 +21,17 @@ from relay_service.core.verdict import Verdict
 Headers = Sequence[tuple[bytes, bytes]]
 
 
+class RepeatedHeaders(tuple[tuple[bytes, bytes], ...]):
+    """Headers that many answers have, each time the same object: what was made of them may be kept.
+
+    Equal only to itself, so that looking it up costs nothing.
+    """
+
+    __slots__ = ()
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+
 @value
 class CallHead:
     """A call as its request headers tell it."""

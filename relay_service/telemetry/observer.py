@@ -128,7 +128,7 @@ class CallTelemetry:
         if self._spans is not None:
             self._spans.finished(verdict, now)
         if verdict.fate in _FAILED:
-            sinks.log.failed(head, self._trace.trace_id, verdict, now)
+            sinks.log.failed(head, self._trace, verdict, now)
             if self._spans is None and sinks.afterwards is not None and sinks.afterwards.take(now):
                 sinks.spans_of(head, self._trace).recorded_afterwards(verdict, now)
 

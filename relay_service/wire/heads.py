@@ -9,7 +9,7 @@ from functools import lru_cache
 from relay_service.core.evidence import Delivery
 from relay_service.core.names import MAX_METHOD_NAME_BYTES, is_method_name
 from relay_service.core.status import Code
-from relay_service.ports import AttemptEnd, Headers
+from relay_service.ports import AttemptEnd, Headers, RepeatedHeaders
 from relay_service.wire.codec import decode_message, decode_timeout, encode_message, encode_timeout
 from relay_service.wire.status import code_of_http_status, parse_code
 
@@ -175,6 +175,12 @@ def trailers_only(code: Code, message: str, rest: Headers) -> list[Field]:
         fields.append((b"grpc-message", encode_message(message)))
     fields += rest
     return fields
+
+
+@lru_cache(maxsize=1024)
+def repeated_trailers_only(code: Code, message: str, rest: RepeatedHeaders) -> list[Field]:
+    """The same for what is answered again and again, made once; nobody may write to it."""
+    return trailers_only(code, message, rest)
 
 
 def http_error(http_status: bytes) -> list[Field]:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from relay_service.core.status import Code
-from relay_service.ports import CallHandler, CallHead, Headers, IncomingCall
+from relay_service.ports import CallHandler, CallHead, Headers, IncomingCall, RepeatedHeaders
 from relay_service.wire import h2, heads
 from relay_service.wire.connection import CREDIT_BATCH_BYTES
 from relay_service.wire.phases import REPLIES, ReplyPhase, ReplyStep
@@ -87,6 +87,9 @@ class ServerStream:
         if phase is _COMMITTED:
             fields = heads.trailers(code, message, trailers)
         elif phase is _SILENT:
+            if isinstance(trailers, RepeatedHeaders):
+                self.reject(heads.repeated_trailers_only(code, message, trailers))
+                return
             fields = heads.trailers_only(code, message, trailers)
         else:
             self._call = None  # it has said its last word, whoever hears it
@@ -141,7 +144,7 @@ class ServerStream:
             call.on_request_data(b"", end=True)
 
     def reject(self, fields: list[tuple[bytes, bytes]]) -> None:
-        """Answer without a handler."""
+        """Answer with one block that is known to be small enough."""
         try:
             self._connection.engine.send_response(self.id, fields, end_stream=True)
         except h2.EngineError:  # reset in the same breath; the event that says so is on its way
