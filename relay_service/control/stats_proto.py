@@ -309,4 +309,8 @@ def _hedging(hedging: HedgingStatus) -> admin_pb2.Hedging:
 
 
 def _telemetry(telemetry: TelemetryStatus) -> admin_pb2.Telemetry:
-    return admin_pb2.Telemetry(spans_exported=telemetry.spans_exported, spans_dropped=telemetry.spans_dropped)
+    return admin_pb2.Telemetry(
+        spans_exported=telemetry.spans_exported,
+        spans_dropped=telemetry.spans_dropped,
+        spans_afterwards_suppressed=telemetry.afterwards_suppressed,
+    )
