@@ -98,6 +98,8 @@ async def test_it_reconnects_when_the_upstream_is_back(upstream, raw_server, new
     sink = new_sink()
     ask(up, sink)
     assert (await sink.end()).delivery is Delivery.ANSWERED
+    seen = up.pool()
+    assert (seen.connects, seen.reconnects, seen.connections["READY"]) == (2, 1, 1)
 
 
 async def test_backoff_doubles_to_its_limit_with_jitter_and_starts_anew_after_success():
@@ -206,6 +208,8 @@ async def test_a_blackholed_connection_is_left_within_its_bound(
     assert [(end.delivery, end.code) for end in ends] == [(Delivery.UNANSWERED, Code.UNAVAILABLE)] * 3
     assert "ping" in ends[0].message
     assert 1.2 <= took_s < 1.5 + 0.5, "0.6 s of silence, 0.6 s for the ping, and a busy machine"
+    seen = up.pool()
+    assert (seen.zombies, seen.disconnects, seen.pings - seen.pings_answered) == (1, 1, 1)
     hole.blackholed = False
     assert await up.wait_ready(5)
     after = new_sink()
@@ -273,6 +277,9 @@ async def test_slow_calls_on_a_living_connection_are_pinged_twice_and_then_left_
     # One connection is enough: the one with fewer streams goes.
     await old.until(lambda: old.eof)
     assert up.state is UpstreamState.READY
+    seen = up.pool()
+    assert (seen.pings, seen.pings_answered, seen.zombies) == (2, 2, 0)
+    assert 0 < seen.ping_round_trip_s <= seen.ping_round_trip_max_s < 1
 
 
 async def test_when_all_connections_rest_the_last_heard_of_still_serves(
@@ -389,6 +396,7 @@ async def test_an_attempt_overtaken_by_goaway_before_it_left_may_be_sent_elsewhe
     server.peers[0].engine.send_goaway(0, last_stream_id=0)
     server.peers[0].flush()
     await eventually(lambda: connection.state is ClientState.RETIRED)
+    assert (up.pool().goaways, up.pool().connections["RETIRED"], up.pool().streams) == (1, 1, 1)
     connection.resume_writing()
     end = await sink.end()
     assert (end.delivery, end.code) == (Delivery.NOT_SENT, Code.UNAVAILABLE)
