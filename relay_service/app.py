@@ -228,6 +228,7 @@ class App:
             worker=self._instance,
             rng=rng,
             fault_point=self._fault_point,
+            sender=self.telemetry.job_sender(),
         )
 
     def _work_services(self) -> WorkServices | None:

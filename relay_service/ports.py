@@ -21,6 +21,17 @@ from relay_service.core.verdict import Verdict
 Headers = Sequence[tuple[bytes, bytes]]
 
 
+@dataclass(frozen=True, slots=True)
+class JobRun:
+    """A run of a durable job, for spans."""
+
+    job_id: str
+    number: int
+    """From 1."""
+    traceparent: bytes
+    """Of what the job was sent in: not the run's parent, for it may be days ago."""
+
+
 @value
 class CallHead:
     """A call as its request headers tell it."""
@@ -46,8 +57,8 @@ class CallHead:
     bound: bool = False
     """To its own upstream: whoever makes the call makes it again when its outcome is unknown, which is
     harmless nowhere else."""
-    caused_by: bytes = b""
-    """The ``traceparent`` of what a job's call was submitted in: not its parent, for it may be days ago."""
+    runs: tuple[JobRun, ...] = ()
+    """The jobs that it is made for; nothing of a caller's."""
 
 
 @dataclass(frozen=True, slots=True)

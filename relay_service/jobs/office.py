@@ -18,6 +18,7 @@ from relay_service.jobs.janitor import Janitor
 from relay_service.jobs.letters import Letters
 from relay_service.jobs.recovery import AutomaticRecovery
 from relay_service.jobs.replaying import Replayer
+from relay_service.jobs.sending import Sender
 from relay_service.jobs.submitting import Submitter
 from relay_service.jobs.workers import MethodRules, Workers
 from relay_service.methods import MethodCatalog
@@ -55,6 +56,7 @@ class JobsOffice:
         worker: str,
         rng: Random,
         fault_point: FaultPoint,
+        sender: Sender,
     ) -> None:
         """``in_force`` gives the policy by which jobs are judged now; what it says under ``jobs`` and
         ``dead_letters`` is taken once. ``worker`` names this relay among those that share the store."""
@@ -72,6 +74,7 @@ class JobsOffice:
             counters=self.counters,
             new_id=new_id,
             fault_point=fault_point,
+            sender=sender,
         )
         self.workers = Workers(
             store,
@@ -94,6 +97,7 @@ class JobsOffice:
             letters=policy.dead_letters,
             new_id=new_id,
             fault_point=fault_point,
+            sender=sender,
         )
         self.replayer = Replayer(store, self.letters, self.workers.wake)
         self._janitor = Janitor(

@@ -50,8 +50,8 @@ class Carrier(Protocol):
     def carry(self, job: Job) -> Awaitable[Run]:
         """One call for one job."""
 
-    def call(self, method: str, metadata: Headers, request: bytes, first: Work) -> Awaitable[Run]:
-        """One call for several, of which ``first`` is one."""
+    def call(self, method: str, metadata: Headers, request: bytes, jobs: Sequence[Job]) -> Awaitable[Run]:
+        """One call for several of one tenant and method."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,7 +303,7 @@ class Workers:
         self.counters.batches += 1
         self.counters.batched += len(jobs)
         request = join([_item(job) for job in jobs], batch.items)
-        run = await self._carrier.call(batch.method, BATCH_METADATA, request, jobs[0].work)
+        run = await self._carrier.call(batch.method, BATCH_METADATA, request, jobs)
         if run.verdict.evidence is Evidence.DEFINITE and run.verdict.code is not Code.OK:
             self.counters.batches_split += 1
             middle = len(jobs) // 2
