@@ -51,6 +51,7 @@ from relay_service.telemetry.breaker_log import BreakerLog
 from relay_service.telemetry.breakers import BreakerCollector
 from relay_service.telemetry.bulkheads import BulkheadCollector
 from relay_service.telemetry.callers import CallersCollector
+from relay_service.telemetry.criticality import CapsCollector
 from relay_service.telemetry.exposition import AdmissionCollector
 from relay_service.telemetry.fallbacks import FallbackCollector
 from relay_service.telemetry.hedging import HedgingCollector
@@ -151,6 +152,7 @@ class App:
         if self.jobs is not None:
             self.telemetry.registry.register(JobsCollector(self.jobs.status))
         self.telemetry.registry.register(AdmissionCollector(self.relay.admission.state))
+        self.telemetry.registry.register(CapsCollector(lambda: self.relay.capped))
         self.telemetry.registry.register(BulkheadCollector(lambda: self.relay.bulkheads or ()))
         self.telemetry.registry.register(PoolCollector(self._pools))
         self.telemetry.registry.register(BreakerCollector(self._breakers))

@@ -333,6 +333,18 @@ class RouteBlock(Block):
     upstream: UpstreamName
 
 
+Class = Literal["CRITICAL_PLUS", "CRITICAL", "SHEDDABLE_PLUS", "SHEDDABLE"]
+Identity = Annotated[str, Field(min_length=1, max_length=1024)]
+
+
+class CriticalityBlock(Block):
+    """``relay.criticality``: the highest class that callers get."""
+
+    anonymous: Class = "CRITICAL_PLUS"
+    identified: Class = "CRITICAL_PLUS"
+    identities: Annotated[dict[Identity, Class], Field(max_length=10_000)] = {}
+
+
 class QuotaBlock(Block):
     """``relay.clients.default``, and an entry of ``relay.clients.named``."""
 
@@ -445,6 +457,7 @@ class RelayBlock(Block):
     admission: AdmissionBlock = AdmissionBlock()
     bulkhead: AdmissionBlock | None = None
     clients: ClientsBlock = ClientsBlock()
+    criticality: CriticalityBlock | None = None
     callers: CallersBlock = CallersBlock()
     retry_budget: BudgetBlock = BudgetBlock()
     adaptive_throttle: AdaptiveThrottleBlock | None = None

@@ -150,6 +150,7 @@ def _queue(queue: QueueStatus) -> admin_pb2.Queue:
             )
             for quota in queue.quotas
         ],
+        capped=queue.capped,
     )
 
 
