@@ -16,12 +16,14 @@ from structlog.typing import FilteringBoundLogger
 
 from relay_service.core.evidence import Evidence
 from relay_service.core.verdict import Fate, Verdict
+from relay_service.jobs.sending import Sender, Untraced
 from relay_service.ports import AttemptEnd, CallHead, Headers
 from relay_service.telemetry import attributes as key
 from relay_service.telemetry.export import SpanCounts, build_pipeline, build_resource
 from relay_service.telemetry.exposition import RelayCollector, TelemetryStats, render
 from relay_service.telemetry.logs import LOGGER_NAME, CallLog
 from relay_service.telemetry.metrics import CallMetrics, Snapshot
+from relay_service.telemetry.sending import JobSender
 from relay_service.telemetry.settings import TelemetrySettings
 from relay_service.telemetry.throttle import TokenBucket
 from relay_service.telemetry.trace_context import (
@@ -30,7 +32,7 @@ from relay_service.telemetry.trace_context import (
     ParentBasedSampler,
     PassThroughSampler,
     TraceHead,
-    follow_cause,
+    follow_causes,
 )
 from relay_service.telemetry.tracing import CallSpans, SpanTarget, address_attributes
 
@@ -51,11 +53,6 @@ class _Sinks:
     spans: SpanTarget
     afterwards: TokenBucket | None
     """Limits the spans of failed calls that were not sampled; None when spans go nowhere."""
-    wall_offset_ns: Callable[[], int]
-
-    def spans_of(self, head: CallHead, trace: TraceHead) -> CallSpans:
-        """The spans of a call that is recorded."""
-        return CallSpans(self.spans, trace, head, self.wall_offset_ns())
 
 
 class CallTelemetry:
@@ -65,18 +62,19 @@ class CallTelemetry:
     under, the start of the wait under way, and the one trace context that an unsampled call sends.
     """
 
-    __slots__ = ("_context", "_counters", "_head", "_queued_at", "_sinks", "_spans", "_trace")
+    __slots__ = ("_context", "_counters", "_head", "_offset_ns", "_queued_at", "_sinks", "_spans", "_trace")
 
-    def __init__(self, sinks: _Sinks, head: CallHead, trace: TraceHead) -> None:
+    def __init__(self, sinks: _Sinks, head: CallHead, trace: TraceHead, offset_ns: int) -> None:
         self._sinks = sinks
         self._head = head
         self._trace = trace
+        self._offset_ns = offset_ns
         self._counters = sinks.metrics.started(head.method)
         self._queued_at: float | None = None
         self._context: Headers | None = None
         self._spans: CallSpans | None = None
         if trace.flags & SAMPLED and sinks.afterwards is not None:
-            self._spans = sinks.spans_of(head, trace)
+            self._spans = CallSpans(sinks.spans, trace, head, offset_ns)
 
     @property
     def trace_id(self) -> str:
@@ -130,14 +128,13 @@ class CallTelemetry:
         if verdict.fate in _FAILED:
             sinks.log.failed(head, self._trace, verdict, now)
             if self._spans is None and sinks.afterwards is not None and sinks.afterwards.take(now):
-                sinks.spans_of(head, self._trace).recorded_afterwards(verdict, now)
+                CallSpans(sinks.spans, self._trace, head, self._offset_ns).recorded_afterwards(verdict, now)
 
 
 class Telemetry:
     """The relay's telemetry: an `Observer`, what it has counted, and the exporters behind it.
 
-    ``rng`` makes trace and span ids and so decides what is sampled; ``wall_offset_ns`` is read for each
-    call that has spans.
+    ``rng`` makes trace and span ids and so decides what is sampled; ``wall_offset_ns`` is read once per call.
     Everything but `shutdown` belongs to the event loop's thread.
     """
 
@@ -151,6 +148,7 @@ class Telemetry:
     ) -> None:
         """Raises `TelemetryError` when the settings name no usable exporter; opens nothing."""
         self._pipeline = build_pipeline(settings)
+        self._wall_offset_ns = wall_offset_ns
         self.instance_id = settings.instance_id or str(uuid.UUID(int=rng.getrandbits(128), version=4))
         """``service.instance.id`` of this relay's spans."""
         self._sampler: HeadSampler = PassThroughSampler(rng)
@@ -171,7 +169,6 @@ class Telemetry:
                 listen=address_attributes(settings.listen_address, key.SERVER_ADDRESS, key.SERVER_PORT),
             ),
             afterwards=self._afterwards if self._pipeline.is_recording else None,
-            wall_offset_ns=wall_offset_ns,
         )
         self.registry = CollectorRegistry()
         """Where others may register collectors of their own; `prometheus_text` shows all of it."""
@@ -184,13 +181,21 @@ class Telemetry:
     def call_started(self, head: CallHead, now: float) -> CallTelemetry:  # noqa: ARG002 (the head has its time)
         """See `Observer.call_started`."""
         trace = self._sampler.begin(head.metadata)
-        if head.caused_by:
-            follow_cause(trace, head.caused_by)
-        return CallTelemetry(self._sinks, head, trace)
+        if head.runs:
+            follow_causes(trace, (run.traceparent for run in head.runs))
+        return CallTelemetry(self._sinks, head, trace, self._wall_offset_ns())
 
     def call_refused(self, head: CallHead, verdict: Verdict, now: float) -> None:
         """See `Observer.call_refused`."""
         self.call_started(head, now).finished(verdict, now)
+
+    def job_sender(self) -> Sender:
+        """What records jobs that are sent on their way."""
+        if not self._pipeline.is_recording:
+            return Untraced()
+        return JobSender(
+            self._sinks.spans, self._sampler, now=time.monotonic, wall_offset_ns=self._wall_offset_ns
+        )
 
     def snapshot(self, method_prefix: str = "") -> Snapshot:
         """All counters of calls now."""
