@@ -21,6 +21,8 @@ from relay_service.core.value import value
 from relay_service.core.verdict import Fate, Origin, Verdict
 from relay_service.ports import Headers, RepeatedHeaders
 
+_OK = Code.OK
+
 DOMAIN = "resilient-relay"
 """The ``domain`` of every ErrorInfo made here."""
 
@@ -222,8 +224,8 @@ def _retry_info_s(details: bytes) -> float | None:
 def trailers_of(verdict: Verdict, method: str, upstream_trailers: Headers) -> Headers:
     """The trailers of a call that an attempt answered or failed: the upstream's, then ours."""
     # An upstream that is a relay itself has said all this of its own attempts.
-    theirs = [field for field in upstream_trailers if field[0] not in _OUR_TRAILERS]
-    if verdict.code is Code.OK and verdict.attempts == 1 and not verdict.fell_back:
+    theirs = upstream_trailers and [field for field in upstream_trailers if field[0] not in _OUR_TRAILERS]
+    if verdict.code is _OK and verdict.attempts == 1 and not verdict.fell_back:
         return (*theirs, *_EXECUTED_AT_ONCE) if theirs else _EXECUTED_AT_ONCE
     ours = [
         (b"relay-attempts", str(verdict.attempts).encode()),

@@ -26,7 +26,7 @@ from relay_service.core.status import Code
 from relay_service.core.verdict import Origin, Verdict
 from relay_service.forwarding import GIVEN_UP, ForwardedCall, Host, Plan, took_too_long
 from relay_service.hedge_attempt import HedgeAttempt
-from relay_service.message import FRAME_PREFIX_BYTES, Collector, HeldResponse
+from relay_service.message import FRAME_PREFIX_BYTES, Collector, HeldResponse, is_one_message
 from relay_service.ports import Attempt, AttemptEnd, CallObserver, Headers, Reply, TimerHandle
 
 _STARTED, _QUEUED = Admitted.STARTED, Admitted.QUEUED
@@ -94,7 +94,7 @@ class UnaryCall(ForwardedCall):
         self, host: UnaryHost, plan: Plan, machine: Call, reply: Reply, observer: CallObserver
     ) -> None:
         super().__init__(host, plan, machine, reply, observer)
-        self._collector = Collector(plan.policy.max_message_bytes)
+        self._collector: Collector | None = None
         self._request: bytes | None = None
         self._held_bytes = 0
         self._response = self._answered_with = HeldResponse()
@@ -110,17 +110,28 @@ class UnaryCall(ForwardedCall):
         if self._machine.state is not _READY or self._request is not None:
             return
         self._reply.consumed(len(data))
-        problem = self._collector.add(data)
+        problem = self._collect(data, whole=end)
         if problem is not None:
             self._stop(Aborted(problem))
         elif not self._hold(len(data)):
             self._stop(Aborted(Reason.QUEUE_FULL, self._host.pushback_s(Reason.QUEUE_FULL, self._host.now())))
         elif end:
-            self._request = self._collector.whole()
+            if self._collector is not None:
+                self._request = self._collector.whole()
             if self._request is None:
                 self._stop(Aborted(Reason.MALFORMED_REQUEST))
             else:
                 self._seek_worker(_BEGIN)
+
+    def _collect(self, data: bytes, *, whole: bool) -> Reason | None:
+        """Take more of the request; a reason when it cannot become a message that is accepted."""
+        max_bytes = self._plan.policy.max_message_bytes
+        if self._collector is None:
+            if whole and len(data) <= max_bytes + FRAME_PREFIX_BYTES and is_one_message(data):
+                self._request = data  # in one piece, as most come
+                return None
+            self._collector = Collector(max_bytes)
+        return self._collector.add(data)
 
     def _hold(self, size_bytes: int) -> bool:
         if not self._host.hold_request(size_bytes):
@@ -182,7 +193,7 @@ class UnaryCall(ForwardedCall):
 
     def _handle(self, event: Event, now: float) -> None:
         try:
-            super()._handle(event, now)
+            self._apply(self._machine.handle(event, now), now)
         finally:
             since = self._worker_since
             # Of the main attempt: those of hedges take another way.
