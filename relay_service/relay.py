@@ -35,7 +35,7 @@ from relay_service.core.quota import ClientQuotas
 from relay_service.core.reason import Reason
 from relay_service.core.throttle import Throttles
 from relay_service.core.verdict import Verdict
-from relay_service.courses import Course, Courses, same_upstreams
+from relay_service.courses import Courses, same_upstreams
 from relay_service.destination import Destination
 from relay_service.forwarding import ForwardedCall, Plan
 from relay_service.idempotency.caller import KeyedCall
@@ -165,7 +165,8 @@ class Relay:
     @property
     def in_flight(self) -> int:
         """Calls that have no verdict yet, and keyed work that has outlived its callers."""
-        return self._in_flight + (self._keys.waiting if self._keys is not None else 0)
+        keys = self._keys
+        return self._in_flight + (keys.waiting + keys.settling if keys is not None else 0)
 
     @property
     def draining(self) -> bool:
@@ -339,7 +340,7 @@ class Relay:
             self._admit_stream(plan.demand, admission, now)
         call = (UnaryCall if unary else StreamCall)(self, plan, machine, reply, observer)
         call.admission = admission
-        self._count_in(call, course)
+        self._count_in(call)
         if isinstance(call, StreamCall):
             call.begin(now)
         return call
@@ -349,10 +350,9 @@ class Relay:
         self.capped += allowed is not head
         return allowed
 
-    def _count_in(self, call: ForwardedCall, course: Course) -> None:
+    def _count_in(self, call: ForwardedCall) -> None:
         """`call_ended` counts it out."""
         self._in_flight += 1
-        course.destinations[0].fallbacks += course.fell_back
         for destination in call.destinations:
             destination.enter()
 
@@ -369,10 +369,14 @@ class Relay:
 
     def _admit_stream(self, demand: Demand, admission: Admission[UnaryCall], now: float) -> None:
         """It is counted where it begins, also when it falls back."""
-        self._charge_quota(demand.client, now)
         if not admission.open_stream():
             pushback_s = admission.stream_pushback_s(self._rng)
             raise Refusal(Reason.STREAM_LIMIT, pushback_s, admission.subject)
+        try:
+            self._charge_quota(demand.client, now)
+        except Refusal:
+            admission.close_stream()
+            raise
 
     def _turn_away(self, head: CallHead, reply: Reply, observer: CallObserver, refusal: Refusal) -> None:
         reason = refusal.reason
@@ -381,7 +385,8 @@ class Relay:
         )
 
     def _charge_quota(self, client: bytes, now: float) -> None:
-        """Last of all, so that no client pays for a call that is refused for another reason."""
+        """Last of all that is decided at the headers, so that no client pays for a call that is refused there
+        for another reason. What is shed from the queue later has been paid for: it did take a place."""
         if self._quotas is not None and (wait_s := self._quotas.take(client, now)) > 0.0:
             # Not before there is a token, and not all at once when there is one.
             pushback_s = wait_s * self._rng.uniform(1.0, 1.5)
@@ -432,7 +437,7 @@ class Relay:
             machine.outcome_is_open()
         work = KeyedWork(self, plan, machine, observer, intent.keys.settle_s)
         work.admission = admission
-        self._count_in(work, course)
+        self._count_in(work)
         work.on_request_data(order.framed, end=True)
         return work
 
