@@ -69,7 +69,7 @@ class Overview:
         """All figures now."""
         now = self._now()
         calls = self._telemetry.snapshot()
-        spans = self._telemetry.span_counts
+        told = self._telemetry.stats()
         return Stats(
             observed_at_unix_s=time.time(),
             uptime_s=now - self._started_at,
@@ -79,7 +79,7 @@ class Overview:
                 _queue(self._relay.admission, now), quotas=self.quotas(), capped=self._relay.capped
             ),
             upstreams=[self._upstream(name, upstream, now) for name, upstream in self._upstreams.items()],
-            telemetry=TelemetryStatus(spans.exported, spans.dropped),
+            telemetry=TelemetryStatus(told.spans.exported, told.spans.dropped, told.afterwards_suppressed),
             jobs=self._jobs() if self._jobs is not None else None,
             policy=self._policy(),
             callers=self._callers(),

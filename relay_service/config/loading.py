@@ -18,6 +18,7 @@ from relay_service.config.schema import (
     UpstreamBlock,
 )
 from relay_service.config.settings import Settings
+from relay_service.core.alert_policy import AlertPolicy
 from relay_service.core.criticality import Criticality
 from relay_service.core.evidence import Safety
 from relay_service.core.jitter import Jitter
@@ -100,6 +101,7 @@ def build_policy(document: Document, target: str) -> RelayPolicy:
         breakers=_breakers(merged),
         jobs=job_policy(merged.job_fields),
         dead_letters=dead_letter_policy(merged.letter_fields),
+        alerts=AlertPolicy(**merged.alert_fields) if merged.alert_fields is not None else None,
         keys=KeyLimits(**merged.keys_fields),
         max_hops=merged.max_hops,
     )

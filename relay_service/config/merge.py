@@ -51,6 +51,7 @@ class Merged:
     """What is said of the breakers; the empty pattern is the one each upstream has."""
     job_fields: dict[str, Any] = field(default_factory=dict)
     letter_fields: dict[str, Any] = field(default_factory=dict)
+    alert_fields: dict[str, Any] | None = None
     keys_fields: dict[str, Any] = field(default_factory=dict)
     max_hops: int = 3
     off: frozenset[str] = frozenset()
@@ -124,6 +125,8 @@ def _lay_over(merged: Merged, document: Document) -> None:
         merged.throttle_fields = (merged.throttle_fields or {}) | relay.adaptive_throttle.fields_given()
     merged.breaker_fields[""] |= relay.breaker.fields_given()
     merged.job_fields |= relay.jobs.fields_given()
+    if relay.alerts is not None:
+        merged.alert_fields = (merged.alert_fields or {}) | relay.alerts.fields_given()
     merged.letter_fields |= relay.dead_letters.fields_given()
     merged.keys_fields |= relay.keys.fields_given()
     if "max_hops" in relay.model_fields_set:

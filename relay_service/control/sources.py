@@ -113,6 +113,8 @@ class TelemetryStatus:
 
     spans_exported: int = 0
     spans_dropped: int = 0
+    afterwards_suppressed: int = 0
+    """Failed calls of unsampled traces that got no span, because too many failed at once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
 
+from relay_service.core.alert_policy import AlertPolicy
 from relay_service.core.criticality import Criticality
 from relay_service.core.evidence import Safety
 from relay_service.core.jitter import Jitter
@@ -516,6 +517,8 @@ class RelayPolicy:
     keys: KeyLimits = field(default_factory=KeyLimits)
     dead_letters: LetterPolicy = field(default_factory=LetterPolicy)
     bulkheads: BulkheadsPolicy = field(default_factory=BulkheadsPolicy)
+    alerts: AlertPolicy | None = None
+    """None tells nobody."""
     criticality_caps: CriticalityCaps | None = None
     _default_method: MethodPolicy = field(init=False, repr=False, compare=False)
     _upstream_by_pattern: Mapping[str, str] = field(init=False, repr=False, compare=False)
