@@ -37,7 +37,7 @@ from relay_service.core.quota import ClientQuotas
 from relay_service.core.reason import Reason
 from relay_service.core.throttle import Throttles
 from relay_service.core.verdict import Verdict
-from relay_service.courses import Course, Courses, same_upstreams
+from relay_service.courses import Courses, same_upstreams
 from relay_service.destination import Destination
 from relay_service.forwarding import ForwardedCall, Plan
 from relay_service.idempotency.caller import KeyedCall
@@ -188,7 +188,8 @@ class Relay:
     @property
     def in_flight(self) -> int:
         """Calls that have no verdict yet, and keyed work that has outlived its callers."""
-        return self._in_flight + (self._keys.waiting if self._keys is not None else 0)
+        keys = self._keys
+        return self._in_flight + (keys.waiting + keys.settling if keys is not None else 0)
 
     @property
     def draining(self) -> bool:
@@ -402,8 +403,6 @@ class Relay:
     def _count_in(self, course: Course) -> None:
         """`call_ended` counts it out."""
         self._in_flight += 1
-        if course.fell_back:
-            course.destinations[0].fallbacks += 1
         for destination in course.destinations:
             destination.enter()
 
@@ -420,13 +419,18 @@ class Relay:
 
     def _admit_stream(self, demand: Demand, admission: Admission[UnaryCall], now: float) -> None:
         """It is counted where it begins, also when it falls back."""
-        self._charge_quota(demand.client, now)
         if not admission.open_stream():
             pushback_s = admission.stream_pushback_s(self._rng)
             raise Refusal(Reason.STREAM_LIMIT, pushback_s, admission.subject)
+        try:
+            self._charge_quota(demand.client, now)
+        except Refusal:
+            admission.close_stream()
+            raise
 
     def _charge_quota(self, client: bytes, now: float) -> None:
-        """Last of all, so that no client pays for a call that is refused for another reason."""
+        """Last of all that is decided at the headers, so that no client pays for a call that is refused there
+        for another reason. What is shed from the queue later has been paid for: it did take a place."""
         if self._quotas is not None and (wait_s := self._quotas.take(client, now)) > 0.0:
             # Not before there is a token, and not all at once when there is one.
             pushback_s = wait_s * self._rng.uniform(1.0, 1.5)
