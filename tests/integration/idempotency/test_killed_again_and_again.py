@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Callable, Coroutine, Iterable, Iterator
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -139,7 +140,7 @@ async def test_a_downstream_killed_under_load_leaves_one_effect_or_an_open_outco
         nonlocal kills
         while kills < KILLS:
             effects = sum((await site.effects()).values())
-            await until(lambda: _more_effects(site, effects))
+            await until(partial(_more_effects, site, effects))
             await downstream.start_again()
             kills += 1
 

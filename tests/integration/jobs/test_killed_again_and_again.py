@@ -8,7 +8,8 @@ import asyncio
 import contextlib
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -55,7 +56,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServe
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-async def any_lab(request: pytest.FixtureRequest, lab: Any) -> AsyncIterator[Any]:
+async def any_lab(request: pytest.FixtureRequest, lab: Any) -> Any:
     if request.param == "postgres":
         server = request.getfixturevalue("postgres")
         schema = f"soak_{abs(hash(request.node.name))}"
@@ -63,7 +64,7 @@ async def any_lab(request: pytest.FixtureRequest, lab: Any) -> AsyncIterator[Any
         await connection.execute(f"CREATE SCHEMA {schema}")
         await connection.close()
         lab.store = f"{server.url}&search_path={schema}"
-    yield lab
+    return lab
 
 
 async def started(lab: Any, helpers: Any, safety: str) -> list[Any]:
@@ -187,7 +188,7 @@ async def test_a_downstream_killed_under_load_gets_no_job_twice(
         nonlocal kills
         while kills < KILLS:
             before = sum((await any_lab.effects()).values())
-            await helpers.eventually(lambda: _more_effects(any_lab, before))
+            await helpers.eventually(partial(_more_effects, any_lab, before))
             await any_lab.downstream.kill()
             await any_lab.start_downstream(*(["--ignore-keys"] if safety == "NONE" else []))
             kills += 1
