@@ -6,6 +6,7 @@ OpenTelemetry object, because most calls are not sampled and then this is all th
 
 import random
 import re
+from collections.abc import Iterable
 from typing import Final, NamedTuple, Protocol
 
 from relay_service.ports import Headers
@@ -91,11 +92,12 @@ class TraceHead:
         return [state.decode("ascii") for state in states]
 
 
-def follow_cause(trace: TraceHead, traceparent: bytes) -> None:
+def follow_causes(trace: TraceHead, traceparents: Iterable[bytes]) -> None:
     """Record a trace that a recorded one caused, whatever its own draw: else the link leads nowhere."""
-    cause = parse_traceparent(traceparent)
-    if cause is not None:
-        trace.flags |= cause.flags & SAMPLED
+    for traceparent in traceparents:
+        cause = parse_traceparent(traceparent)
+        if cause is not None:
+            trace.flags |= cause.flags & SAMPLED
 
 
 class HeadSampler(Protocol):

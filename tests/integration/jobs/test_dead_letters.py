@@ -6,12 +6,9 @@ from typing import Any
 
 import grpc.aio
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
 
 from protos.downstream.v1 import payment_pb2
 from protos.relay.v1 import dead_letter_pb2, job_pb2
-from relay_service.cli.app import app
 
 CHARGE = "downstream.v1.PaymentService/Charge"
 OPEN = dead_letter_pb2.LETTER_STATE_OPEN
@@ -170,46 +167,3 @@ async def test_the_anti_stampede_run(lab: Any, helpers: Any) -> None:
     await helpers.eventually(all_done)
     effects = await lab.effects()
     assert (len(effects), set(effects.values())) == (150, {1})
-
-
-async def test_export_and_import_and_the_command_line(lab: Any, helpers: Any) -> None:
-    relay = await lab.relay(helpers.policy())
-    submitted = await run(
-        relay, "submit", CHARGE, '{"account": "cli", "amountMinor": -1, "currency": "EUR"}', "--key", "cli"
-    )
-    job_id = submitted.stdout.strip()
-    watched = await run(relay, "jobs", "watch", job_id)
-    assert (watched.exit_code, watched.stdout.splitlines()[-1].split()[0]) == (1, "DEAD")
-    assert job_id in (await run(relay, "jobs", "ls", "--state", "dead")).stdout
-    assert '"state": "JOB_STATE_DEAD"' in (await run(relay, "jobs", "show", job_id)).stdout
-    assert "NON_RETRYABLE" in (await run(relay, "dlq", "groups")).stdout
-    listed = (await run(relay, "dlq", "ls", "--json")).stdout
-    assert '"request": null' in listed or '"request"' not in listed
-    exported = lab.folder / "letters.jsonl"
-    exported.write_text((await run(relay, "dlq", "export")).stdout)
-    planned = await run(relay, "dlq", "replay", "--all", "--dry-run")
-    assert "1 letters would be replayed: 1 NOT_EXECUTED" in planned.stdout
-    replayed = await run(relay, "dlq", "replay", "--all")
-    assert (replayed.exit_code, "1 failed" in replayed.stdout) == (1, True)
-    (letter,) = await letters(relay)
-    assert (await run(relay, "dlq", "discard", letter.id, "--reason", "a test")).exit_code == 0
-
-    other = await lab.relay(helpers.policy(), store=f"sqlite:{lab.folder / 'other.db'}")
-    assert (await run(other, "dlq", "import", str(exported))).stdout == "1 imported, 0 here already\n"
-    assert (await run(other, "dlq", "import", str(exported))).stdout == "0 imported, 1 here already\n"
-    (taken,) = await letters(other)
-    assert (taken.id, taken.state, taken.tries) == (letter.id, OPEN, letter.tries[:1])
-    edited = await run(
-        other, "dlq", "edit", taken.id, '{"account": "cli", "amountMinor": 7, "currency": "EUR"}'
-    )
-    assert (await run(other, "jobs", "watch", edited.stdout.strip())).exit_code == 0
-    assert await lab.effects() == {"cli": 1}
-
-
-async def run(relay: Any, *arguments: str) -> Result:
-    """The command line, in a thread; it is told of the relay by its environment."""
-    environment = {
-        "RELAY_LISTEN": relay.addresses["relay"],
-        "RELAY_ADMIN_LISTEN": relay.addresses["admin"],
-    }
-    return await asyncio.to_thread(CliRunner().invoke, app, arguments, env=environment)
