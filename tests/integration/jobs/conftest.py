@@ -153,12 +153,13 @@ class JobsLab:
     direct: list[grpc.aio.Channel] = field(default_factory=list)
     relays: list[RelayProcess] = field(default_factory=list)
 
-    async def start_downstream(self) -> None:
+    async def start_downstream(self, *more: str) -> None:
         listen = self.address or "127.0.0.1:0"
         ready = await self.downstream.start(
             [
                 *(sys.executable, "-m", "downstream_service", "serve", "--ready-json"),
                 *("--listen", listen, "--ledger", str(self.folder / "ledger.sqlite"), "--seed", "1"),
+                *more,
             ]
         )
         self.address = ready["listen"]
