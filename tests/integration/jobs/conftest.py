@@ -166,14 +166,21 @@ class JobsLab:
             await channel.close()
         self.direct = [grpc.aio.insecure_channel(self.address, OPTIONS)]
 
-    async def relay(self, policy: dict[str, Any], *more: str, store: str | None = None) -> RelayProcess:
-        """Start another relay on the store."""
+    async def relay(
+        self,
+        policy: dict[str, Any],
+        *more: str,
+        store: str | None = None,
+        program: str = "relay_service",
+        env: dict[str, str] | None = None,
+    ) -> RelayProcess:
+        """Start another relay on the store; ``program`` is the module that runs it."""
         number = len(self.relays)
         file = self.folder / f"policy-{number}.json"
         file.write_text(json.dumps(policy))
-        process = ManagedProcess(f"relay-{number}", self.folder / f"relay-{number}.log")
+        process = ManagedProcess(f"relay-{number}", self.folder / f"relay-{number}.log", env=env)
         command = [
-            *(sys.executable, "-m", "relay_service", "serve", "--ready-json"),
+            *(sys.executable, "-m", program, "serve", "--ready-json"),
             *("--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"),
             *("--upstream", self.address, "--policy", str(file), "--seed", "1"),
             *("--store", store or self.store, "--shutdown-grace", "2"),
