@@ -233,7 +233,11 @@ def _details(
     Unpadded base64, as gRPC writes it.
     """
     status = Status(code=int(code), message=message)
-    details = [ErrorInfo(reason=reason.name, domain=DOMAIN, metadata={"method": method})]
+    metadata = {"method": method}
+    whose, _, name = subject.partition(":")
+    if name:
+        metadata[whose] = name
+    details = [ErrorInfo(reason=reason.name, domain=DOMAIN, metadata=metadata)]
     packed = [_pack(detail) for detail in details]
     if pushback_ms is not None and pushback_ms >= 0:
         delay = Duration(seconds=pushback_ms // 1000, nanos=pushback_ms % 1000 * 1_000_000)

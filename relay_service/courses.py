@@ -52,6 +52,15 @@ class Course:
         return Plan(method, metadata, first.port, policy, deadline, demand, first, hedge_port, tuple(later))
 
 
+def same_upstreams(old: RelayPolicy, new: RelayPolicy) -> list[str]:
+    """The upstreams that lead where they led before: what was learned of them still holds."""
+    return [
+        name
+        for name, upstream in new.upstreams.items()
+        if name in old.upstreams and old.upstreams[name].target == upstream.target
+    ]
+
+
 class Courses:
     """The upstreams of the policy in force, by name.
 
@@ -90,12 +99,7 @@ class Courses:
         What has been learned of an upstream stays with it as long as its name, its target and the part
         of the policy that it was learned under stay. The result are the destinations that get no new calls.
         """
-        old = self._policy
-        same = [
-            name
-            for name, upstream in policy.upstreams.items()
-            if name in old.upstreams and old.upstreams[name].target == upstream.target
-        ]
+        same = same_upstreams(self._policy, policy)
         self.gates = {name: self._gate(policy, name, name in same, now) for name in policy.upstreams}
         self.breakers = Breakers(policy, now, self.breakers.of(same))
         learned = {name: self.hedging[name] for name in same}

@@ -10,10 +10,10 @@ No task runs per call: everything here happens inside a callback of the data pla
 """
 
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from relay_service import contract
-from relay_service.core.admission import Demand
+from relay_service.core.admission import Admission, Demand
 from relay_service.core.call import Call
 from relay_service.core.events import (
     Aborted,
@@ -95,7 +95,7 @@ class ForwardedCall:
     """What both kinds share: events into the machine, its actions out to the transports and timers.
 
     State: the main attempt under way, its number and its timer; how the upstream last answered; the timers of
-    the backoff and of the deadline.
+    the backoff and of the deadline. ``admission`` is what its attempts, or it as a stream, are counted by.
     """
 
     __slots__ = (
@@ -110,7 +110,11 @@ class ForwardedCall:
         "_observer",
         "_plan",
         "_reply",
+        "admission",
     )
+
+    admission: "Admission[Any]"
+    """Set by the relay when it takes the call on."""
 
     def __init__(self, host: Host, plan: Plan, machine: Call, reply: Reply, observer: CallObserver) -> None:
         self._host = host
@@ -136,9 +140,9 @@ class ForwardedCall:
         return (plan.destination, *plan.fallbacks) if plan.destination is not None else ()
 
     @property
-    def demand(self) -> Demand:
-        """What the call asks of the admission."""
-        return self._plan.demand
+    def plan(self) -> Plan:
+        """What was decided about it, and where it goes by now."""
+        return self._plan
 
     # What happens to the call -------------------------------------------------------------------
 

@@ -7,11 +7,13 @@ the headers is decided there, before anything is allocated for the call.
 
 import base64
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from random import Random
 from types import MappingProxyType
 
 from relay_service import contract
 from relay_service.arrival import (
+    capped,
     deadline_of,
     demand_of,
     is_unary,
@@ -23,16 +25,18 @@ from relay_service.arrival import (
 from relay_service.core.admission import Admission, Demand, Offer
 from relay_service.core.breakers import Breakers
 from relay_service.core.budget import RetryGate
+from relay_service.core.bulkheads import Bulkheads, Known
 from relay_service.core.call import Call
+from relay_service.core.events import Aborted
 from relay_service.core.evidence import Safety
 from relay_service.core.hedge import Hedging
 from relay_service.core.limit import LoadSign
-from relay_service.core.policy import NO_RETRY, MethodPolicy, RelayPolicy
+from relay_service.core.policy import NO_RETRY, CriticalityCaps, MethodPolicy, RelayPolicy
 from relay_service.core.quota import ClientQuotas
 from relay_service.core.reason import Reason
 from relay_service.core.throttle import Throttles
 from relay_service.core.verdict import Verdict
-from relay_service.courses import Course, Courses
+from relay_service.courses import Course, Courses, same_upstreams
 from relay_service.destination import Destination
 from relay_service.forwarding import ForwardedCall, Plan
 from relay_service.idempotency.caller import KeyedCall
@@ -62,6 +66,9 @@ OWN_SERVICE_POLICY = MethodPolicy(
     default_timeout_s=None, max_timeout_s=None, attempt_timeout_s=None, retry=NO_RETRY, replay_buffer_bytes=0
 )
 """Calls to the relay's own services are handed over as they are."""
+
+OWN_SERVICE_RETRY = replace(NO_RETRY, retryable_codes=frozenset())
+"""Nor is their UNAVAILABLE taken for a refusal: a store that died amid a commit may have kept the job."""
 
 OWN_SERVICE_DEMAND = Demand()
 """They ask nothing of the admission, and get it."""
@@ -98,14 +105,16 @@ class Relay:
         self._catalog = catalog
         self._observer = observer
         self._rng = rng
-        self._admission: Admission[UnaryCall] = Admission(
-            policy.admission, now(), rng.randbytes(SECRET_BYTES)
-        )
+        self._secret = rng.randbytes(SECRET_BYTES)
+        self._admission: Admission[UnaryCall] = Admission(policy.admission, now(), self._secret)
+        self._bulkheads = self._make_bulkheads(policy, {}, now())
         self._quotas = ClientQuotas(policy.clients, now()) if policy.clients else None
         self._courses = Courses(policy, upstreams, hedge_upstreams, rng, now())
         self._own_gate = RetryGate(None, None, now())
         self._in_flight = 0
         self._held_bytes = 0
+        self.capped = 0
+        """Calls that asked for a higher class than their caller may have, since the start."""
         self._keys = Keys(self, keys, policy.keys, policy.dead_letters) if keys is not None else None
         self._own_calls: set[StreamCall] = set()
         self._draining = False
@@ -114,8 +123,13 @@ class Relay:
 
     @property
     def admission(self) -> Admission[UnaryCall]:
-        """The queue and the workers."""
+        """The queue and the workers of all calls that have no compartment."""
         return self._admission
+
+    @property
+    def bulkheads(self) -> Bulkheads[UnaryCall] | None:
+        """The compartments, if the policy has any."""
+        return self._bulkheads
 
     @property
     def quotas(self) -> ClientQuotas | None:
@@ -182,10 +196,22 @@ class Relay:
         left = self._courses.adopt(policy, upstreams, hedge_upstreams, now)
         if policy.clients != self._policy.clients:
             self._quotas = ClientQuotas(policy.clients, now) if policy.clients else None
-        self._policy = policy
         self._admission.adopt(policy.admission, now)
-        self._hand_out(now)
+        same = same_upstreams(self._policy, policy)
+        known = self._bulkheads.of(same) if self._bulkheads is not None else {}
+        self._policy = policy
+        self._bulkheads = self._make_bulkheads(policy, known, now)
+        for admission in (self._admission, *(one.admission for one in self._bulkheads or ())):
+            self._hand_out(admission, now)
         return left
+
+    def _make_bulkheads(
+        self, policy: RelayPolicy, known: Known[UnaryCall], now: float
+    ) -> Bulkheads[UnaryCall] | None:
+        asked = policy.bulkheads
+        if not asked.upstreams and not asked.methods:
+            return None
+        return Bulkheads(policy, now, self._secret, known)
 
     def drain(self) -> None:
         """Refuse new calls from now on; those under way go on, but for calls to our own services: a health
@@ -245,7 +271,7 @@ class Relay:
         metadata.append((contract.IDENTITY, base64.b64encode(head.identity.encode())))
         plan = Plan(head.method, metadata, upstream, OWN_SERVICE_POLICY, deadline, OWN_SERVICE_DEMAND)
         machine = Call(
-            NO_RETRY,
+            OWN_SERVICE_RETRY,
             safety=Safety.NONE,
             has_key=False,
             deadline=deadline,
@@ -269,6 +295,8 @@ class Relay:
         upstream = self._policy.route(head.method)
         if upstream is None:
             raise Refusal(Reason.NO_ROUTE)
+        if self._policy.criticality_caps is not None:
+            head = self._capped(head, self._policy.criticality_caps)
         policy = self._policy.method_policy(head.method)
         facts = self._catalog.facts(upstream, head.method)
         safety = policy.safety or (facts.safety if facts else None) or Safety.NONE
@@ -308,15 +336,22 @@ class Relay:
             fallbacks=course.later_lanes,
             fell_back=course.fell_back,
         )
+        admission = self._admission_of(plan)
         if unary:
-            self._admit_unary(plan, now)
+            self._admit_unary(plan.demand, admission, now)
         else:
-            self._admit_stream(plan, now)
+            self._admit_stream(plan.demand, admission, now)
         call = (UnaryCall if unary else StreamCall)(self, plan, machine, reply, observer)
+        call.admission = admission
         self._count_in(call, course)
         if isinstance(call, StreamCall):
             call.begin(now)
         return call
+
+    def _capped(self, head: CallHead, caps: CriticalityCaps) -> CallHead:
+        allowed = capped(head, caps)
+        self.capped += allowed is not head
+        return allowed
 
     def _count_in(self, call: ForwardedCall, course: Course) -> None:
         """`call_ended` counts it out."""
@@ -325,15 +360,23 @@ class Relay:
         for destination in call.destinations:
             destination.enter()
 
-    def _admit_unary(self, plan: Plan, now: float) -> None:
-        if (reason := self._admission.turn_away(plan.demand, now)) is not None:
-            raise Refusal(reason, self.pushback_s(reason, now))
-        self._charge_quota(plan.demand.client, now)
+    def _admission_of(self, plan: Plan) -> Admission[UnaryCall]:
+        """What judges the calls to where the call goes now: a compartment's, or that of all others."""
+        if self._bulkheads is None:
+            return self._admission
+        return self._bulkheads.holding(plan.upstream.name, plan.method) or self._admission
 
-    def _admit_stream(self, plan: Plan, now: float) -> None:
-        self._charge_quota(plan.demand.client, now)
-        if not self._admission.open_stream():
-            raise Refusal(Reason.STREAM_LIMIT, self._admission.stream_pushback_s(self._rng))
+    def _admit_unary(self, demand: Demand, admission: Admission[UnaryCall], now: float) -> None:
+        if (reason := admission.turn_away(demand, now)) is not None:
+            raise Refusal(reason, self._pushback_s(admission, reason, now), admission.subject)
+        self._charge_quota(demand.client, now)
+
+    def _admit_stream(self, demand: Demand, admission: Admission[UnaryCall], now: float) -> None:
+        """It is counted where it begins, also when it falls back."""
+        self._charge_quota(demand.client, now)
+        if not admission.open_stream():
+            pushback_s = admission.stream_pushback_s(self._rng)
+            raise Refusal(Reason.STREAM_LIMIT, pushback_s, admission.subject)
 
     def _turn_away(self, head: CallHead, reply: Reply, observer: CallObserver, refusal: Refusal) -> None:
         reason = refusal.reason
@@ -370,7 +413,8 @@ class Relay:
             sent_key = key_to_send(head.identity, head.method, order.key, hops)
             # It lasts as long as somebody waits, so the plan knows no deadline.
             plan = course.plan(head.method, outgoing(head, sent_key, hops), policy, None, demand)
-            self._admit_unary(plan, now)
+            admission = self._admission_of(plan)
+            self._admit_unary(demand, admission, now)
         except Refusal as refusal:
             raise NoWork(refusal.reason, refusal.pushback_s, refusal.subject) from None
         machine = Call(
@@ -391,6 +435,7 @@ class Relay:
         if order.outcome_open:
             machine.outcome_is_open()
         work = KeyedWork(self, plan, machine, observer, intent.keys.settle_s)
+        work.admission = admission
         self._count_in(work, course)
         work.on_request_data(order.framed, end=True)
         return work
@@ -410,32 +455,34 @@ class Relay:
     def take_worker(self, call: UnaryCall) -> Offer[UnaryCall]:
         """A worker, a place in the queue (perhaps that of another call), or neither."""
         now = self.now()
-        offer = self._admission.offer(call, call.demand, now)
+        if self._bulkheads is not None:  # it may have fallen back to where another counts
+            call.admission = self._admission_of(call.plan)
+        offer = call.admission.offer(call, call.plan.demand, now)
         if offer.displaced is not None:
             offer.displaced.shed(offer.reason or Reason.QUEUE_FULL, now)
         return offer
 
-    def take_spare_worker(self) -> bool:
+    def take_spare_worker(self, call: UnaryCall) -> bool:
         """A worker for what is not worth waiting for."""
-        return self._admission.take_spare()
+        return call.admission.take_spare()
 
-    def give_worker_back(self, outcome: LoadSign, held_s: float, now: float) -> None:
+    def give_worker_back(self, call: UnaryCall, outcome: LoadSign, held_s: float, now: float) -> None:
         """Count the attempt's end, and hand the worker on."""
-        self._admission.release(outcome, held_s, now)
-        self._hand_out(now)
+        call.admission.release(outcome, held_s, now)
+        self._hand_out(call.admission, now)
 
-    def worker_unused(self, now: float) -> None:
+    def worker_unused(self, call: UnaryCall, now: float) -> None:
         """Hand the worker on."""
-        self._admission.hand_back()
-        self._hand_out(now)
+        call.admission.hand_back()
+        self._hand_out(call.admission, now)
 
-    def _hand_out(self, now: float) -> None:
+    def _hand_out(self, admission: Admission[UnaryCall], now: float) -> None:
         """Give free workers to the next calls in the queue that can still use them."""
-        while (grant := self._admission.grant(now)) is not None:
+        while (grant := admission.grant(now)) is not None:
             if grant.refusal is not None:
                 grant.ticket.shed(grant.refusal, now)
             elif not grant.ticket.worker_granted(now):
-                self._admission.hand_back()
+                admission.hand_back()
 
     def hold_request(self, size_bytes: int) -> bool:
         """Count request bytes that are held, up to `HELD_REQUEST_BYTES_MAX`."""
@@ -450,13 +497,19 @@ class Relay:
 
     def leave_queue(self, call: UnaryCall) -> None:
         """The call waits no longer."""
-        self._admission.withdraw(call)
+        call.admission.withdraw(call)
+
+    def turned_away(self, call: UnaryCall, reason: Reason, now: float) -> Aborted:
+        """What ends a call that gets no worker."""
+        admission = call.admission
+        return Aborted(reason, self._pushback_s(admission, reason, now), admission.subject)
 
     def pushback_s(self, reason: Reason, now: float) -> float:
         """When a caller refused for this reason should return; a hopeless one not at all."""
-        if reason is Reason.DEADLINE_INFEASIBLE:
-            return -1.0
-        return self._admission.pushback_s(now, self._rng)
+        return self._pushback_s(self._admission, reason, now)
+
+    def _pushback_s(self, admission: Admission[UnaryCall], reason: Reason, now: float) -> float:
+        return -1.0 if reason is Reason.DEADLINE_INFEASIBLE else admission.pushback_s(now, self._rng)
 
     def call_ended(self, call: ForwardedCall) -> None:
         """Count it out."""
@@ -465,7 +518,7 @@ class Relay:
             self._own_calls.discard(call)
             return
         if isinstance(call, StreamCall):
-            self._admission.close_stream()
+            call.admission.close_stream()
         self._in_flight -= 1
         for destination in destinations:
             destination.leave()

@@ -37,13 +37,13 @@ class UnaryHost(Host, Protocol):
         """Ask for a worker; when QUEUED, `UnaryCall.worker_granted` or `UnaryCall.shed` follows, or
         `leave_queue` ends it."""
 
-    def take_spare_worker(self) -> bool:
+    def take_spare_worker(self, call: "UnaryCall") -> bool:
         """Ask for a worker that is free and that no call waits for."""
 
-    def give_worker_back(self, outcome: LoadSign, held_s: float, now: float) -> None:
+    def give_worker_back(self, call: "UnaryCall", outcome: LoadSign, held_s: float, now: float) -> None:
         """The worker, held for so long, is free for the next in the queue."""
 
-    def worker_unused(self, now: float) -> None:
+    def worker_unused(self, call: "UnaryCall", now: float) -> None:
         """A worker was given and no attempt was made with it."""
 
     def hold_request(self, size_bytes: int) -> bool:
@@ -54,6 +54,9 @@ class UnaryHost(Host, Protocol):
 
     def leave_queue(self, call: "UnaryCall") -> None:
         """The call waits no longer."""
+
+    def turned_away(self, call: "UnaryCall", reason: Reason, now: float) -> Aborted:
+        """What ends a call that gets no worker: whose limit it was, and when the caller should return."""
 
     def pushback_s(self, reason: Reason, now: float) -> float:
         """When a caller that is refused for this reason should return; negative means not at all."""
@@ -133,7 +136,7 @@ class UnaryCall(ForwardedCall):
         match self._host.take_worker(self):
             case Offer(Admitted.STARTED):
                 if not self._use_worker(then, now):
-                    self._host.worker_unused(now)
+                    self._host.worker_unused(self, now)
             case Offer(Admitted.QUEUED):
                 self._in_queue = True
                 self._observer.queued(now)
@@ -166,7 +169,7 @@ class UnaryCall(ForwardedCall):
     def _no_worker(self, reason: Reason, now: float) -> None:
         """Before the first attempt that is a refusal; after it, the end of the retries."""
         if not self._machine.attempts:
-            self._handle(Aborted(reason, self._host.pushback_s(reason, now)), now)
+            self._handle(self._host.turned_away(self, reason, now), now)
         else:
             self._handle(RetryRefused(), now)
 
@@ -178,7 +181,7 @@ class UnaryCall(ForwardedCall):
             # Of the main attempt: those of hedges take another way.
             if since is not None and isinstance(event, AttemptDone):
                 self._worker_since = None
-                self._host.give_worker_back(load_sign_of(event.delivery, event.code), now - since, now)
+                self._host.give_worker_back(self, load_sign_of(event.delivery, event.code), now - since, now)
 
     def _finish(self, verdict: Verdict, now: float) -> None:
         if self._in_queue:
@@ -259,13 +262,13 @@ class UnaryCall(ForwardedCall):
         """The timer of the next hedge."""
         self._hedge_timer = None
         now = self._host.now()
-        if not self._host.take_spare_worker():
+        if not self._host.take_spare_worker(self):
             self._handle(HedgeUnserved(), now)
             return
         attempts = self._machine.attempts
         self._handle(HedgeDue(), now)
         if self._machine.attempts == attempts:
-            self._host.worker_unused(now)
+            self._host.worker_unused(self, now)
 
     def _start_hedge(self, number: int, timeout_s: float | None, now: float) -> None:
         plan = self._plan
@@ -300,7 +303,9 @@ class UnaryCall(ForwardedCall):
         try:
             super()._handle(done, now)
         finally:
-            self._host.give_worker_back(load_sign_of(end.delivery, end.code), now - hedge.worker_since, now)
+            self._host.give_worker_back(
+                self, load_sign_of(end.delivery, end.code), now - hedge.worker_since, now
+            )
 
     def _call_hedge_off(self) -> None:
         """None is due any more."""

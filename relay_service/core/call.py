@@ -492,5 +492,6 @@ class Call:
             hedges=len(self._hedges.numbers) if self._hedges is not None else self._hedged_before,
             hedge_won=self._won_by_hedge,
             fell_back=self._fell_back,
+            subject=words.subject,
         )
         return (Finish(verdict),)

@@ -17,6 +17,7 @@ from relay_service.stores.postgres.link import Link
 from relay_service.stores.postgres.running import Connection, advisory_number, run
 from relay_service.stores.postgres.schema import migrate
 from relay_service.stores.postgres.settings import PostgresSettings
+from relay_service.stores.postgres.stalled import APPLICATION
 from relay_service.stores.statements import Operation
 
 T = TypeVar("T")
@@ -79,6 +80,7 @@ class PostgresStore(TransactionalStore):
             # The server ends a statement first, so that the connection need not be thrown away with it.
             command_timeout=self._settings.statement_timeout_s + 1.0,
             server_settings={
+                "application_name": APPLICATION,
                 "statement_timeout": timeout_ms,
                 "idle_in_transaction_session_timeout": str(int(self._settings.idle_transaction_s * 1000)),
                 "synchronous_commit": "on",
