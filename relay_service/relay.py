@@ -7,7 +7,6 @@ the headers is decided there, before anything is allocated for the call.
 
 import base64
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from random import Random
 from types import MappingProxyType
 
@@ -67,10 +66,8 @@ SECRET_BYTES = 16
 OWN_SERVICE_POLICY = MethodPolicy(
     default_timeout_s=None, max_timeout_s=None, attempt_timeout_s=None, retry=NO_RETRY, replay_buffer_bytes=0
 )
-"""Calls to the relay's own services are handed over as they are."""
-
-OWN_SERVICE_RETRY = replace(NO_RETRY, retryable_codes=frozenset())
-"""Nor is their UNAVAILABLE taken for a refusal: a store that died amid a commit may have kept the job."""
+"""Calls to the relay's own services are handed over as they are. Their UNAVAILABLE is not taken for a refusal:
+a store that died amid a commit may have kept the job."""
 
 OWN_SERVICE_DEMAND = Demand()
 """They ask nothing of the admission, and get it."""
@@ -288,7 +285,7 @@ class Relay:
         metadata.append((contract.IDENTITY, base64.b64encode(head.identity.encode())))
         plan = Plan(head.method, metadata, upstream, OWN_SERVICE_POLICY, deadline, OWN_SERVICE_DEMAND)
         machine = Call(
-            OWN_SERVICE_RETRY,
+            NO_RETRY,
             safety=Safety.NONE,
             has_key=False,
             deadline=deadline,
