@@ -37,6 +37,8 @@ class QueueStatus:
     """Who waits, and what became of those who do not."""
     quotas: Sequence[QuotaView] = ()
     """The clients' quotas; empty without any in the policy."""
+    capped: int = 0
+    """Calls that asked for a higher class than their caller may have."""
 
 
 @dataclass(frozen=True, slots=True)
