@@ -19,6 +19,7 @@ from relay_service.core.reason import Reason
 from relay_service.core.status import Code
 from relay_service.core.verdict import Origin, Verdict
 from relay_service.ports import Headers
+from relay_service.times import seconds
 
 DOMAIN = "resilient-relay"
 """The ``domain`` of every ErrorInfo made here."""
@@ -182,7 +183,7 @@ def _retry_info_s(details: bytes) -> float | None:
         for detail in status.details:
             if detail.TypeName() == RetryInfo.DESCRIPTOR.full_name:
                 info = RetryInfo.FromString(detail.value)
-                return info.retry_delay.seconds + info.retry_delay.nanos / 1e9
+                return seconds(info.retry_delay)
     except (DecodeError, ValueError):
         pass
     return None

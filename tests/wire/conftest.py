@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import random
-import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -173,14 +172,6 @@ async def listen(service: Service, cleanup: Any) -> Any:
         return listener
 
     return start
-
-
-@pytest.fixture
-def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 @pytest.fixture
