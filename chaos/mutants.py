@@ -66,6 +66,8 @@ MUTANTS = (
     Mutant("counts-twice", "a call that ended is counted twice", "latency"),
     Mutant("forgets-the-end", "some calls that ended still count as in flight", "latency"),
     Mutant("breaks-traces", "attempts begin a trace of their own", "latency"),
+    Mutant("forgets-jobs", "some accepted jobs are never stored", "store-full"),
+    Mutant("no-span-afterwards", "failures of unsampled traces leave no span", "dead-upstream"),
     Mutant("never-reconnects", "a connection that was lost is not made again", "partition"),
 )
 

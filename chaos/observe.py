@@ -6,6 +6,7 @@ Attempts are counted where they arrive and not where they are claimed, so a retr
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import grpc
 
@@ -16,6 +17,7 @@ from protos.relay.v1 import admin_pb2, admin_pb2_grpc
 
 BEAT_S = 0.1
 SAMPLE_TIMEOUT_S = 1.0
+CPU_PRESSURE = Path("/proc/pressure/cpu")
 BREAKER_STATES = ("CLOSED", "HALF_OPEN", "OPEN")
 """From well to ill; of several breakers the worst is shown."""
 
@@ -50,10 +52,19 @@ async def _sample_for_ever(downstream: Downstream, history: HistoryWriter, beat_
                     queued=counters.queued,
                     wasted=counters.wasted,
                     took_s=round(history.now() - asked_s, 6),
+                    cpu_waited_s=cpu_waited_s(),
                 )
             )
         due_s = max(due_s + beat_s, history.now())
         await asyncio.sleep(due_s - history.now())
+
+
+def cpu_waited_s(pressure: Path = CPU_PRESSURE) -> float:
+    """Linux's pressure stall information (kernel documentation, accounting/psi); 0 where there is none."""
+    try:
+        return int(pressure.read_text(encoding="ascii").split("total=")[1].split()[0]) / 1e6
+    except (OSError, IndexError, ValueError):
+        return 0.0
 
 
 @contextlib.asynccontextmanager
@@ -124,4 +135,5 @@ def relay_sample(stats: admin_pb2.Stats, at_s: float) -> RelaySample:
         breakers_refused=sum(breaker.refused for breaker in breakers),
         budget_tokens=round(sum(upstream.retry_budget.tokens for upstream in stats.upstreams), 3),
         spans_dropped=stats.telemetry.spans_dropped,
+        spans_suppressed=stats.telemetry.spans_afterwards_suppressed,
     )

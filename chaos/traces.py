@@ -12,14 +12,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from chaos.findings import Finding, judge, offender
+from chaos.findings import Finding, Verdict, judge, offender
 from chaos.history import CallRecord
+from chaos.plan import SUBMIT_METHOD
 from chaos.tracing import CLIENT_SERVICE_NAME
 
 KINDS = ("UNSPECIFIED", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER")
 STATUS_ERROR = 2
 SERVICES_OF_AN_ANSWER = 3
 """Client, relay and upstream."""
+SAMPLED_AFTERWARDS = "relay.sampled_afterwards"
+REPLAYS = frozenset({"replayed", "coalesced"})
+"""Answers that the upstream gave to another call."""
 SPANS_MAX = 500_000
 """Reading stops there, so that a run's report cannot take a machine's memory."""
 
@@ -150,6 +154,40 @@ def traces_are_whole(
     )
 
 
+def failures_are_traced(
+    calls: Iterable[CallRecord],
+    traces: Traces,
+    excused_count: int = 0,
+    *,
+    lost_between: Sequence[tuple[float, float]] = (),
+) -> Finding:
+    """I7: a failure whose trace was not sampled got a span of the relay's afterwards.
+
+    Judged are the calls that nobody sampled and that the relay answered with an error. ``excused_count``: how
+    many of them the relay itself counted as left out, because too many failed at once, or their spans as
+    dropped. Which ones it does not say, so offenders are those that have none when too many have none.
+    """
+    failed = [
+        call
+        for call in calls
+        if not call.ok and not call.traced and call.origin is not None and not _out_in(call, lost_between)
+    ]
+    without = [call for call in failed if not _has_span_afterwards(traces.get(call.trace_id, ()))]
+    statement = "a failure whose trace was not sampled has a span afterwards"
+    if not failed:
+        return Finding("I7", statement, Verdict.HELD, "no such failure")
+    if len(without) <= excused_count:
+        told = f"{len(failed) - len(without):,} of {len(failed):,}"
+        left_out = f", {len(without):,} left out and counted as that" if without else ""
+        return Finding("I7", statement, Verdict.HELD, f"{told}{left_out}")
+    offenders = (offender(call, f"{call.code}, and no span in its trace") for call in without[excused_count:])
+    return judge("I7", statement, len(failed), offenders)
+
+
+def _has_span_afterwards(spans: Sequence[SpanRecord]) -> bool:
+    return any(span.kind == "SERVER" and span.attributes.get(SAMPLED_AFTERWARDS) for span in spans)
+
+
 def _out_in(call: CallRecord, windows: Sequence[tuple[float, float]]) -> bool:
     return any(call.intended_s <= end_s and call.done_s >= begin_s for begin_s, end_s in windows)
 
@@ -167,6 +205,8 @@ def _gap(call: CallRecord, spans: Sequence[SpanRecord], hops: int) -> str | None
     if (
         call.ok
         and call.origin == "upstream"
+        and call.method != SUBMIT_METHOD
+        and call.idempotency not in REPLAYS
         and len({span.service for span in spans}) < SERVICES_OF_AN_ANSWER
     ):
         return "ends at the relay, though the upstream answered"

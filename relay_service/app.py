@@ -25,6 +25,7 @@ from relay_service.config.problems import ConfigError, Problem
 from relay_service.config.settings import Settings
 from relay_service.control.binding import BindError, cause_of
 from relay_service.control.http import HttpServer
+from relay_service.control.lookout import Lookout
 from relay_service.control.names import FORWARDED_SERVICES
 from relay_service.control.server import ControlPlane, ControlSettings, WorkServices
 from relay_service.core.breakers import BreakerView
@@ -45,10 +46,12 @@ from relay_service.reload import PolicyKeeper
 from relay_service.stores.interface import Store
 from relay_service.stores.opening import engine_from
 from relay_service.telemetry.adaptive_throttle import ThrottleCollector
+from relay_service.telemetry.alerts import AlertDesk, AlertsCollector
 from relay_service.telemetry.breaker_log import BreakerLog
 from relay_service.telemetry.breakers import BreakerCollector
 from relay_service.telemetry.bulkheads import BulkheadCollector
 from relay_service.telemetry.callers import CallersCollector
+from relay_service.telemetry.criticality import CapsCollector
 from relay_service.telemetry.exposition import AdmissionCollector
 from relay_service.telemetry.fallbacks import FallbackCollector
 from relay_service.telemetry.hedging import HedgingCollector
@@ -61,6 +64,7 @@ from relay_service.telemetry.policy import PolicyCollector
 from relay_service.telemetry.pools import PoolCollector, PoolView
 from relay_service.telemetry.quotas import QuotaCollector
 from relay_service.telemetry.settings import TelemetrySettings
+from relay_service.telemetry.webhook import Webhook
 from relay_service.timers import TimerWheel
 from relay_service.upstream import Upstream, UpstreamSettings
 from relay_service.wire.connection import ConnectionSettings
@@ -148,6 +152,7 @@ class App:
         if self.jobs is not None:
             self.telemetry.registry.register(JobsCollector(self.jobs.status))
         self.telemetry.registry.register(AdmissionCollector(self.relay.admission.state))
+        self.telemetry.registry.register(CapsCollector(lambda: self.relay.capped))
         self.telemetry.registry.register(BulkheadCollector(lambda: self.relay.bulkheads or ()))
         self.telemetry.registry.register(PoolCollector(self._pools))
         self.telemetry.registry.register(BreakerCollector(self._breakers))
@@ -170,6 +175,15 @@ class App:
             jobs=self.jobs.status if self.jobs is not None else None,
         )
         self.telemetry.registry.register(QuotaCollector(self.overview.quotas))
+        self._webhook = Webhook(settings.alert_webhook) if settings.alert_webhook is not None else None
+        self._lookout = Lookout(
+            self.overview,
+            self.store,
+            lambda: self.relay.policy.alerts,
+            AlertDesk(self._webhook, self.telemetry.instance_id),
+            now=time.monotonic,
+        )
+        self.telemetry.registry.register(AlertsCollector(self._lookout.firing, self._webhook))
         self.control = ControlPlane(
             ControlSettings(admin_address=settings.admin_listen),
             health=self.overview,
@@ -310,6 +324,9 @@ class App:
     def _background(self) -> Iterator[Coroutine[Any, Any, None]]:
         """What goes on beside the calls."""
         yield BreakerLog(self._breakers).follow()
+        yield self._lookout.follow()
+        if self._webhook is not None:
+            yield self._webhook.deliver()
         yield self.keeper.follow()
         path = Path(self._settings.policy)
         if self._settings.policy_poll_s and self._settings.policy not in preset_names():

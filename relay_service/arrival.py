@@ -5,7 +5,7 @@ from dataclasses import replace
 from relay_service import contract
 from relay_service.core.admission import Demand
 from relay_service.core.evidence import Safety
-from relay_service.core.policy import MethodPolicy, RetryPolicy
+from relay_service.core.policy import CriticalityCaps, MethodPolicy, RetryPolicy
 from relay_service.core.reason import Reason
 from relay_service.methods import MethodFacts
 from relay_service.ports import CallHead, Headers
@@ -15,6 +15,20 @@ from relay_service.refusal import Refusal
 def demand_of(head: CallHead, deadline: float | None) -> Demand:
     """What the call asks of the admission."""
     return Demand(contract.criticality(head.metadata), deadline, contract.client_id(head.metadata))
+
+
+def capped(head: CallHead, caps: CriticalityCaps) -> CallHead:
+    """The same call in the highest class its caller may have; the same object when it asks for no more.
+
+    The class is put right in the metadata, so that whoever comes after this relay is told no other.
+    """
+    claimed, highest = contract.criticality(head.metadata), caps.of(head.identity)
+    metadata = [field for field in head.metadata if field[0] != contract.CRITICALITY]
+    if claimed <= highest and len(head.metadata) - len(metadata) <= 1:
+        return head
+    # One claim only: of several, somebody behind this relay might read another than it did.
+    metadata.append((contract.CRITICALITY, min(claimed, highest).name.encode()))
+    return replace(head, metadata=metadata)
 
 
 def is_unary(policy: MethodPolicy, facts: MethodFacts | None, safety: Safety) -> bool:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from relay_service.control.sources import (
@@ -68,15 +69,17 @@ class Overview:
         """All figures now."""
         now = self._now()
         calls = self._telemetry.snapshot()
-        spans = self._telemetry.span_counts
+        told = self._telemetry.stats()
         return Stats(
             observed_at_unix_s=time.time(),
             uptime_s=now - self._started_at,
             calls=calls.calls,
             methods=calls.methods,
-            queue=_queue(self._relay.admission, now, self.quotas()),
+            queue=replace(
+                _queue(self._relay.admission, now), quotas=self.quotas(), capped=self._relay.capped
+            ),
             upstreams=[self._upstream(name, upstream, now) for name, upstream in self._upstreams.items()],
-            telemetry=TelemetryStatus(spans.exported, spans.dropped),
+            telemetry=TelemetryStatus(told.spans.exported, told.spans.dropped, told.afterwards_suppressed),
             jobs=self._jobs() if self._jobs is not None else None,
             policy=self._policy(),
             callers=self._callers(),
@@ -119,7 +122,7 @@ class Overview:
         )
 
 
-def _queue(admission: Admission[Any], now: float, quotas: Sequence[QuotaView] = ()) -> QueueStatus:
+def _queue(admission: Admission[Any], now: float) -> QueueStatus:
     limits = admission.policy
     return QueueStatus(
         length=admission.queued,
@@ -130,5 +133,4 @@ def _queue(admission: Admission[Any], now: float, quotas: Sequence[QuotaView] = 
         streams_max=limits.max_streams,
         drain_per_s=admission.drain_per_second(now),
         admission=admission.state(),
-        quotas=quotas,
     )

@@ -7,11 +7,13 @@ the headers is decided there, before anything is allocated for the call.
 
 import base64
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from random import Random
 from types import MappingProxyType
 
 from relay_service import contract
 from relay_service.arrival import (
+    capped,
     deadline_of,
     demand_of,
     is_unary,
@@ -29,7 +31,7 @@ from relay_service.core.events import Aborted
 from relay_service.core.evidence import Safety
 from relay_service.core.hedge import Hedging
 from relay_service.core.limit import LoadSign
-from relay_service.core.policy import NO_RETRY, MethodPolicy, RelayPolicy
+from relay_service.core.policy import NO_RETRY, CriticalityCaps, MethodPolicy, RelayPolicy
 from relay_service.core.quota import ClientQuotas
 from relay_service.core.reason import Reason
 from relay_service.core.throttle import Throttles
@@ -64,6 +66,9 @@ OWN_SERVICE_POLICY = MethodPolicy(
     default_timeout_s=None, max_timeout_s=None, attempt_timeout_s=None, retry=NO_RETRY, replay_buffer_bytes=0
 )
 """Calls to the relay's own services are handed over as they are."""
+
+OWN_SERVICE_RETRY = replace(NO_RETRY, retryable_codes=frozenset())
+"""Nor is their UNAVAILABLE taken for a refusal: a store that died amid a commit may have kept the job."""
 
 OWN_SERVICE_DEMAND = Demand()
 """They ask nothing of the admission, and get it."""
@@ -108,6 +113,8 @@ class Relay:
         self._own_gate = RetryGate(None, None, now())
         self._in_flight = 0
         self._held_bytes = 0
+        self.capped = 0
+        """Calls that asked for a higher class than their caller may have, since the start."""
         self._keys = Keys(self, keys, policy.keys, policy.dead_letters) if keys is not None else None
         self._own_calls: set[StreamCall] = set()
         self._draining = False
@@ -264,7 +271,7 @@ class Relay:
         metadata.append((contract.IDENTITY, base64.b64encode(head.identity.encode())))
         plan = Plan(head.method, metadata, upstream, OWN_SERVICE_POLICY, deadline, OWN_SERVICE_DEMAND)
         machine = Call(
-            NO_RETRY,
+            OWN_SERVICE_RETRY,
             safety=Safety.NONE,
             has_key=False,
             deadline=deadline,
@@ -288,6 +295,8 @@ class Relay:
         upstream = self._policy.route(head.method)
         if upstream is None:
             raise Refusal(Reason.NO_ROUTE)
+        if self._policy.criticality_caps is not None:
+            head = self._capped(head, self._policy.criticality_caps)
         policy = self._policy.method_policy(head.method)
         facts = self._catalog.facts(upstream, head.method)
         safety = policy.safety or (facts.safety if facts else None) or Safety.NONE
@@ -338,6 +347,11 @@ class Relay:
         if isinstance(call, StreamCall):
             call.begin(now)
         return call
+
+    def _capped(self, head: CallHead, caps: CriticalityCaps) -> CallHead:
+        allowed = capped(head, caps)
+        self.capped += allowed is not head
+        return allowed
 
     def _count_in(self, call: ForwardedCall, course: Course) -> None:
         """`call_ended` counts it out."""

@@ -9,9 +9,10 @@ from chaos.findings import Finding, Verdict, offender
 from chaos.findings import judge as judge_all
 from chaos.history import CallRecord
 from chaos.percentile import percentile_of
-from chaos.plan import CallKind
+from chaos.plan import LIST, CallKind
 
 MINIMUM_CALLS = 30
+READS_MIN = 10
 SETTLED = 0.45
 """The share of an overload that a limit is given to find itself."""
 
@@ -237,6 +238,31 @@ def felt(beyond_s: float = 0.03, minimum: int = 3) -> Expectation:
         return invariants.fault_did_bite(what, hurt, minimum)
 
     return Expectation("the fault was felt", judge)
+
+
+def refused_for_want_of_a_store(minimum: int = 10) -> Expectation:
+    """Control: the store's fault did bite, and what it cost says so: STORE_UNAVAILABLE, nothing executed.
+
+    That nothing was executed is held against the ledger with all other answers (I2).
+    """
+
+    def judge(evidence: Evidence) -> Finding:
+        refused = sum(call.reason == "STORE_UNAVAILABLE" for call in evidence.calls)
+        return invariants.fault_did_bite("calls were refused as STORE_UNAVAILABLE", refused, minimum)
+
+    return Expectation("what needs the store is refused as STORE_UNAVAILABLE", judge)
+
+
+def reads_go_on(share: float = 0.99) -> Expectation:
+    """What needs no store does not notice that there is none."""
+
+    def judge(evidence: Evidence) -> Finding:
+        window = evidence.struck
+        calls = evidence.calls_between(window.begin_s, window.end_s)
+        reads = [call for call in calls if call.method == LIST.method]
+        return invariants.success_at_least(reads, share, READS_MIN, of="reads during the fault")
+
+    return Expectation(f"at least {share:.1%} of reads succeed during the fault", judge)
 
 
 def spans_were_dropped() -> Expectation:

@@ -179,11 +179,18 @@ def _upstreams(stats: Stats) -> Table:
 
 def _jobs(stats: Stats) -> Table:
     jobs = stats.jobs
-    table = _table("Durable jobs", "in the store", "dead letters", "running here", "leases lost", "refusing")
+    table = _table(
+        "Durable jobs",
+        *("in the store", "oldest ready", "dead letters", "unsettled by cause"),
+        *("running here", "settled/s", "leases lost", "refusing"),
+    )
     table.add_row(
         _counted(jobs.jobs),
+        f"{jobs.oldest_ready.ToTimedelta().total_seconds():.1f} s",
         _counted(jobs.dead_letters),
+        _counted({cause: backlog.count for cause, backlog in jobs.unsettled.items()}),
         str(jobs.running_here),
+        f"{jobs.settled_per_second:.1f}",
         str(jobs.leases_lost),
         jobs.refusing or "no",
     )

@@ -21,6 +21,7 @@ from relay_service.config.schema import (
     RetryBlock,
 )
 from relay_service.core.budget import HEDGE_RESERVE
+from relay_service.core.criticality import Criticality
 from relay_service.core.evidence import DEFINITE_CODES, Safety
 from relay_service.core.policy import (
     BreakerPolicy,
@@ -98,6 +99,8 @@ class Rule(StrEnum):
     """A lease that ends before a probe that is merely slow."""
     SHARED_LIMIT = "shared-limit"
     """Several upstreams that take their workers from one pool."""
+    CAPS_WITHOUT_EFFECT = "caps-without-effect"
+    """Highest classes that hold nobody back."""
     WORKERS_WITHOUT_EFFECT = "workers-without-effect"
     """A number of workers beside a limit that adapts itself."""
     STANDING_WITHOUT_EFFECT = "standing-without-effect"
@@ -132,6 +135,7 @@ def findings(document: Document, target: str) -> list[Finding]:
         *_breakers(document.content, policy),
         *_workers(document.content),
         *_shared(document, policy),
+        *_caps(document.content, policy),
         *_standing(document.content, policy),
         *_letters(document.content, policy),
         *_unused(document.content, policy),
@@ -341,6 +345,15 @@ def _shared(document: Document, policy: RelayPolicy) -> Iterator[Finding]:
         names = ", ".join(name for name in policy.upstreams if name in sharing)
         text = f'{names} share one limit and one queue: "bulkhead": {{}} gives each upstream its own'
         yield Finding(Rule.SHARED_LIMIT, "relay.upstreams", text)
+
+
+def _caps(file: PolicyFile, policy: RelayPolicy) -> Iterator[Finding]:
+    caps = policy.criticality_caps
+    if caps is None or file.relay.criticality is None:
+        return
+    if {caps.anonymous, caps.identified, *caps.named.values()} == {Criticality.CRITICAL_PLUS}:
+        text = "every caller may have the highest class: it holds nobody back"
+        yield Finding(Rule.CAPS_WITHOUT_EFFECT, "relay.criticality", text)
 
 
 def _standing(file: PolicyFile, policy: RelayPolicy) -> Iterator[Finding]:

@@ -18,6 +18,8 @@ from relay_service.config.schema import (
     UpstreamBlock,
 )
 from relay_service.config.settings import Settings
+from relay_service.core.alert_policy import AlertPolicy
+from relay_service.core.criticality import Criticality
 from relay_service.core.evidence import Safety
 from relay_service.core.jitter import Jitter
 from relay_service.core.key_policy import IdempotencyPolicy, InFlight, KeyLimits
@@ -28,6 +30,7 @@ from relay_service.core.policy import (
     CallersPolicy,
     ClientQuota,
     ClientsPolicy,
+    CriticalityCaps,
     HedgePolicy,
     MethodPolicy,
     RelayPolicy,
@@ -91,12 +94,14 @@ def build_policy(document: Document, target: str) -> RelayPolicy:
         admission=WIDE_OPEN if "admission" in merged.off else admission_policy(merged.admission_fields),
         bulkheads=bulkheads_policy(merged, upstreams),
         clients=_clients(merged),
+        criticality_caps=_criticality_caps(merged.criticality_fields),
         budget=None if "retryBudget" in merged.off else RetryBudgetPolicy(**merged.budget_fields),
         throttling=_throttling(merged),
         adaptive_throttle=_adaptive_throttle(merged),
         breakers=_breakers(merged),
         jobs=job_policy(merged.job_fields),
         dead_letters=dead_letter_policy(merged.letter_fields),
+        alerts=AlertPolicy(**merged.alert_fields) if merged.alert_fields is not None else None,
         keys=KeyLimits(**merged.keys_fields),
         max_hops=merged.max_hops,
     )
@@ -255,6 +260,14 @@ def _clients(merged: Merged) -> ClientsPolicy | None:
         None if default is None else ClientQuota(default.rate_per_s, default.burst),
         {name: ClientQuota(block.rate_per_s, block.burst) for name, block in named.items()},
     )
+
+
+def _criticality_caps(given: Mapping[str, Any] | None) -> CriticalityCaps | None:
+    if given is None:
+        return None
+    named = {identity: Criticality[name] for identity, name in given.get("identities", {}).items()}
+    classes = {field: Criticality[name] for field, name in given.items() if field != "identities"}
+    return CriticalityCaps(**classes, named=named)
 
 
 def _throttling(merged: Merged) -> RetryThrottling | None:

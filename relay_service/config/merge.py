@@ -14,6 +14,7 @@ from relay_service.config.schema import (
     AdmissionBlock,
     MethodConfig,
     QuotaBlock,
+    RelayBlock,
     RouteBlock,
     ThrottlingBlock,
     UpstreamBlock,
@@ -40,6 +41,8 @@ class Merged:
     client_quota: QuotaBlock | None = None
     client_quotas: dict[str, QuotaBlock] = field(default_factory=dict)
     """Those of named clients."""
+    criticality_fields: dict[str, Any] | None = None
+    """What is said of the highest classes; None while nobody says anything."""
     callers_fields: dict[str, Any] = field(default_factory=dict)
     budget_fields: dict[str, Any] = field(default_factory=dict)
     throttle_fields: dict[str, Any] | None = None
@@ -48,6 +51,7 @@ class Merged:
     """What is said of the breakers; the empty pattern is the one each upstream has."""
     job_fields: dict[str, Any] = field(default_factory=dict)
     letter_fields: dict[str, Any] = field(default_factory=dict)
+    alert_fields: dict[str, Any] | None = None
     keys_fields: dict[str, Any] = field(default_factory=dict)
     max_hops: int = 3
     off: frozenset[str] = frozenset()
@@ -114,24 +118,32 @@ def _lay_over(merged: Merged, document: Document) -> None:
     merged.throttling = content.retry_throttling or merged.throttling
     merged.upstreams |= relay.upstreams
     merged.routes = relay.routes or merged.routes
-    _lay_admission_over(merged.admission_fields, relay.admission.fields_given())
-    if relay.bulkhead is not None:
-        _lay_bulkhead_over(merged, "", relay.bulkhead)
-    if "default" in relay.clients.model_fields_set:
-        merged.client_quota = relay.clients.default
-    merged.client_quotas |= relay.clients.named
+    _lay_limits_over(merged, relay)
     merged.callers_fields |= relay.callers.fields_given()
     merged.budget_fields |= relay.retry_budget.fields_given()
     if relay.adaptive_throttle is not None:
         merged.throttle_fields = (merged.throttle_fields or {}) | relay.adaptive_throttle.fields_given()
     merged.breaker_fields[""] |= relay.breaker.fields_given()
     merged.job_fields |= relay.jobs.fields_given()
+    if relay.alerts is not None:
+        merged.alert_fields = (merged.alert_fields or {}) | relay.alerts.fields_given()
     merged.letter_fields |= relay.dead_letters.fields_given()
     merged.keys_fields |= relay.keys.fields_given()
     if "max_hops" in relay.model_fields_set:
         merged.max_hops = relay.max_hops
     if "off" in relay.model_fields_set:
         merged.off = frozenset(relay.off)
+
+
+def _lay_limits_over(merged: Merged, relay: RelayBlock) -> None:
+    _lay_admission_over(merged.admission_fields, relay.admission.fields_given())
+    if relay.bulkhead is not None:
+        _lay_bulkhead_over(merged, "", relay.bulkhead)
+    if "default" in relay.clients.model_fields_set:
+        merged.client_quota = relay.clients.default
+    merged.client_quotas |= relay.clients.named
+    if relay.criticality is not None:
+        merged.criticality_fields = (merged.criticality_fields or {}) | relay.criticality.fields_given()
 
 
 def _lay_bulkhead_over(merged: Merged, pattern: str, block: AdmissionBlock) -> None:

@@ -14,6 +14,7 @@ from pydantic.alias_generators import to_camel
 
 from relay_service.config.addresses import parse_target
 from relay_service.config.durations import parse_duration
+from relay_service.core.alert_policy import AlertPolicy
 from relay_service.core.job_policy import (
     BatchItems,
     BatchPolicy,
@@ -54,6 +55,7 @@ _HEDGING = HedgePolicy()
 _KEEPING = IdempotencyPolicy()
 _KEYS = KeyLimits()
 _LETTERS = LetterPolicy()
+_ALERTS = AlertPolicy()
 
 
 def _duration(value: Any) -> float:
@@ -331,6 +333,18 @@ class RouteBlock(Block):
     upstream: UpstreamName
 
 
+Class = Literal["CRITICAL_PLUS", "CRITICAL", "SHEDDABLE_PLUS", "SHEDDABLE"]
+Identity = Annotated[str, Field(min_length=1, max_length=1024)]
+
+
+class CriticalityBlock(Block):
+    """``relay.criticality``: the highest class that callers get."""
+
+    anonymous: Class = "CRITICAL_PLUS"
+    identified: Class = "CRITICAL_PLUS"
+    identities: Annotated[dict[Identity, Class], Field(max_length=10_000)] = {}
+
+
 class QuotaBlock(Block):
     """``relay.clients.default``, and an entry of ``relay.clients.named``."""
 
@@ -417,6 +431,21 @@ class AdaptiveThrottleBlock(Block):
     max_rejection: Annotated[float, Field(ge=0.01, le=0.99)] = _THROTTLE.max_rejection
 
 
+class AlertsBlock(Block):
+    """``relay.alerts``; ``{}`` takes the defaults, and without it there are none."""
+
+    store_away_s: Duration = _ALERTS.store_away_s
+    upstream_away_s: Duration = _ALERTS.upstream_away_s
+    breaker_open_s: Duration = _ALERTS.breaker_open_s
+    oldest_ready_s: PositiveDuration = _ALERTS.oldest_ready_s
+    dead_letters_share: Annotated[float, Field(ge=0.001, le=1)] = _ALERTS.dead_letters_share
+    error_share: Annotated[float, Field(ge=0.001, le=1)] = _ALERTS.error_share
+    error_calls_min: Annotated[int, Field(ge=1, le=1_000_000)] = _ALERTS.error_calls_min
+    leases_lost_max: Annotated[int, Field(ge=1, le=1_000_000)] = _ALERTS.leases_lost_max
+    window_s: PositiveDuration = _ALERTS.window_s
+    repeat_s: PositiveDuration = _ALERTS.repeat_s
+
+
 class RelayBlock(Block):
     """``relay``: all that is ours."""
 
@@ -428,6 +457,7 @@ class RelayBlock(Block):
     admission: AdmissionBlock = AdmissionBlock()
     bulkhead: AdmissionBlock | None = None
     clients: ClientsBlock = ClientsBlock()
+    criticality: CriticalityBlock | None = None
     callers: CallersBlock = CallersBlock()
     retry_budget: BudgetBlock = BudgetBlock()
     adaptive_throttle: AdaptiveThrottleBlock | None = None
@@ -435,6 +465,7 @@ class RelayBlock(Block):
     jobs: JobsBlock = JobsBlock()
     keys: KeysBlock = KeysBlock()
     dead_letters: DeadLettersBlock = DeadLettersBlock()
+    alerts: AlertsBlock | None = None
     max_hops: Annotated[int, Field(ge=1, le=100)] = 3
     off: list[Switch] = []
 

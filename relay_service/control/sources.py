@@ -37,6 +37,8 @@ class QueueStatus:
     """Who waits, and what became of those who do not."""
     quotas: Sequence[QuotaView] = ()
     """The clients' quotas; empty without any in the policy."""
+    capped: int = 0
+    """Calls that asked for a higher class than their caller may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,8 @@ class TelemetryStatus:
 
     spans_exported: int = 0
     spans_dropped: int = 0
+    afterwards_suppressed: int = 0
+    """Failed calls of unsampled traces that got no span, because too many failed at once."""
 
 
 @dataclass(frozen=True, slots=True)

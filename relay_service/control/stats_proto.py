@@ -150,6 +150,7 @@ def _queue(queue: QueueStatus) -> admin_pb2.Queue:
             )
             for quota in queue.quotas
         ],
+        capped=queue.capped,
     )
 
 
@@ -277,6 +278,16 @@ def _jobs(status: JobsStatus) -> admin_pb2.Jobs:
         batched=counters.batched,
         batches_split=counters.batches_split,
         refusing=status.refusing,
+        oldest_ready=duration(status.oldest_ready_s),
+        unsettled={
+            cause.name: admin_pb2.LetterBacklog(count=one.count, oldest=duration(one.oldest_s))
+            for cause, one in status.unsettled.items()
+        },
+        settled_per_second=status.settled_per_s,
+        replayed=counters.replayed,
+        resolved=counters.resolved,
+        reopened=counters.reopened,
+        recovered={action.name: count for action, count in counters.recovered.items()},
     )
 
 
@@ -299,4 +310,8 @@ def _hedging(hedging: HedgingStatus) -> admin_pb2.Hedging:
 
 
 def _telemetry(telemetry: TelemetryStatus) -> admin_pb2.Telemetry:
-    return admin_pb2.Telemetry(spans_exported=telemetry.spans_exported, spans_dropped=telemetry.spans_dropped)
+    return admin_pb2.Telemetry(
+        spans_exported=telemetry.spans_exported,
+        spans_dropped=telemetry.spans_dropped,
+        spans_afterwards_suppressed=telemetry.afterwards_suppressed,
+    )

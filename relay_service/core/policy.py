@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
 
+from relay_service.core.alert_policy import AlertPolicy
+from relay_service.core.criticality import Criticality
 from relay_service.core.evidence import Safety
 from relay_service.core.jitter import Jitter
 from relay_service.core.job_policy import BatchPolicy, JobPolicy
@@ -318,6 +320,27 @@ class ClientsPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class CriticalityCaps:
+    """The highest class that a caller gets, by who it has proved to be. Off is a relay policy without."""
+
+    anonymous: Criticality = Criticality.CRITICAL_PLUS
+    """Of callers without a verified identity."""
+    identified: Criticality = Criticality.CRITICAL_PLUS
+    """Of those who have one that is not named."""
+    named: Mapping[str, Criticality] = field(default_factory=dict)
+    """By identity."""
+
+    def __post_init__(self) -> None:
+        if "" in self.named:
+            raise ValueError("named must not hold an empty identity: anonymous is for callers without")
+        object.__setattr__(self, "named", MappingProxyType(dict(self.named)))
+
+    def of(self, identity: str) -> Criticality:
+        """The highest class of a caller with ``identity``, which is empty for one without."""
+        return self.named.get(identity, self.identified) if identity else self.anonymous
+
+
+@dataclass(frozen=True, slots=True)
 class AdmissionPolicy:
     """How much the relay takes on at once. There is no unlimited: off is `WIDE_OPEN`."""
 
@@ -494,6 +517,9 @@ class RelayPolicy:
     keys: KeyLimits = field(default_factory=KeyLimits)
     dead_letters: LetterPolicy = field(default_factory=LetterPolicy)
     bulkheads: BulkheadsPolicy = field(default_factory=BulkheadsPolicy)
+    alerts: AlertPolicy | None = None
+    """None tells nobody."""
+    criticality_caps: CriticalityCaps | None = None
     _default_method: MethodPolicy = field(init=False, repr=False, compare=False)
     _upstream_by_pattern: Mapping[str, str] = field(init=False, repr=False, compare=False)
 

@@ -11,6 +11,7 @@ from relay_service.core.job_policy import JobPolicy
 from relay_service.core.letter_policy import LetterPolicy
 from relay_service.fault_points import FaultPoint
 from relay_service.jobs.carrier import ALONE, ATTEMPTS_HINT, BATCH_HINT, HINTS, ONCE
+from relay_service.jobs.counters import JobCounters
 from relay_service.jobs.forecast import Forecast, is_replayable, protection_of
 from relay_service.jobs.sending import Message, Sender
 from relay_service.stores.interface import JobFilter, KeyTakenError, LetterFilter, Store, Submission
@@ -43,6 +44,7 @@ class Letters:
         new_id: Callable[[], str],
         fault_point: FaultPoint,
         sender: Sender,
+        counters: JobCounters,
     ) -> None:
         """``safety`` says what a second execution of a method would do."""
         self._store = store
@@ -52,6 +54,7 @@ class Letters:
         self._new_id = new_id
         self._fault_point = fault_point
         self._sender = sender
+        self._counters = counters
 
     async def each(self, which: LetterFilter) -> AsyncIterator[DeadLetter]:
         """All letters of a filter, newest first, page by page."""
@@ -112,6 +115,7 @@ class Letters:
             sending.refused("LETTER_NOT_OPEN")
             raise
         sending.sent(job_id, existed=False)
+        self._counters.replayed += 1
         self._fault_point("letter-replayed")
         return job_id
 

@@ -280,16 +280,24 @@ class Workers:
             run.task.cancel()
 
     async def _run_alone(self, job: Job) -> None:
-        if not self._leases.holds(job):
+        if not self._still_ours(job):
             return
         run = await self._carrier.carry(job)
         await self.settler.after(job, run, repeatable=self._carrier.is_repeatable(job.work))
+
+    def _still_ours(self, job: Job) -> bool:
+        """Whether its lease outlived the way here. One that did not is let go of, or the heartbeat would keep
+        it, in a store that was only slow, for a run that never comes."""
+        holds = self._leases.holds(job)
+        if not holds:
+            self._leases.let_go(job)
+        return holds
 
     async def _run_gathering(self, which: tuple[str, str, int], gathering: Gathering) -> None:
         await gathering.closed()
         if self._gatherings.get(which) is gathering:
             del self._gatherings[which]
-        jobs = [job for job in gathering.run.jobs if self._leases.holds(job)]
+        jobs = [job for job in gathering.run.jobs if self._still_ours(job)]
         if self._draining:
             await asyncio.gather(*(self.settler.write(job, HandBack(0.0), None) for job in jobs))
         elif jobs:

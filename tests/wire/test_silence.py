@@ -38,6 +38,8 @@ async def test_a_blackholed_connection_is_left_within_its_bound(
     assert [(end.delivery, end.code) for end in ends] == [(Delivery.UNANSWERED, Code.UNAVAILABLE)] * 3
     assert "ping" in ends[0].message
     assert 1.2 <= took_s < 1.5 + 0.5, "0.6 s of silence, 0.6 s for the ping, and a busy machine"
+    seen = up.pool()
+    assert (seen.zombies, seen.disconnects, seen.pings - seen.pings_answered) == (1, 1, 1)
     hole.blackholed = False
     assert await up.wait_ready(5)
     after = new_sink()
@@ -105,6 +107,9 @@ async def test_slow_calls_on_a_living_connection_are_pinged_twice_and_then_left_
     # One connection is enough: the one with fewer streams goes.
     await old.until(lambda: old.eof)
     assert up.state is UpstreamState.READY
+    seen = up.pool()
+    assert (seen.pings, seen.pings_answered, seen.zombies) == (2, 2, 0)
+    assert 0 < seen.ping_round_trip_s <= seen.ping_round_trip_max_s < 1
 
 
 async def test_when_all_connections_rest_the_last_heard_of_still_serves(

@@ -84,6 +84,8 @@ async def test_it_reconnects_when_the_upstream_is_back(upstream, raw_server, new
     sink = new_sink()
     ask(up, sink)
     assert (await sink.end()).delivery is Delivery.ANSWERED
+    seen = up.pool()
+    assert (seen.connects, seen.reconnects, seen.connections["READY"]) == (2, 1, 1)
 
 
 async def test_backoff_doubles_to_its_limit_with_jitter_and_starts_anew_after_success():
@@ -219,6 +221,7 @@ async def test_an_attempt_overtaken_by_goaway_before_it_left_may_be_sent_elsewhe
     server.peers[0].engine.send_goaway(0, last_stream_id=0)
     server.peers[0].flush()
     await eventually(lambda: connection.state is ClientState.RETIRED)
+    assert (up.pool().goaways, up.pool().connections["RETIRED"], up.pool().streams) == (1, 1, 1)
     connection.resume_writing()
     end = await sink.end()
     assert (end.delivery, end.code) == (Delivery.NOT_SENT, Code.UNAVAILABLE)

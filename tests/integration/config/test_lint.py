@@ -127,6 +127,7 @@ SUSPICIOUS = [
         "relay.admission",
     ),
     ({"relay": ROUTED}, "upstream-unused", "relay.upstreams.b"),
+    ({"relay": {"preset": "default", "criticality": {}}}, "caps-without-effect", "relay.criticality"),
     ({"relay": ROUTED | {"routes": BOTH}}, "shared-limit", "relay.upstreams"),
     (
         {

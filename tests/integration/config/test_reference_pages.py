@@ -32,6 +32,7 @@ CONTAINERS = {
     "relay.callers",
     "relay.admission.limit",
     "relay.clients",
+    "relay.criticality",
     "relay.clients.named",
     "relay.retryBudget",
     "relay.breaker",

@@ -203,7 +203,7 @@ class RelayState:
                 ),
             ),
             upstreams=self.upstreams,
-            telemetry=TelemetryStatus(spans_exported=42, spans_dropped=1),
+            telemetry=TelemetryStatus(spans_exported=42, spans_dropped=1, afterwards_suppressed=7),
             callers=CallersStatus(connections=4, refused_of_peer=6, last_failure="a ping flood"),
         )
 

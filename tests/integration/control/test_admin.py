@@ -63,6 +63,7 @@ async def test_stats_are_told_in_full(admin) -> None:
     assert stats.queue.displaced == 9
     assert (stats.queue.streams, stats.queue.streams_max, stats.queue.drain_per_second) == (2, 64, 12.5)
     assert (stats.telemetry.spans_exported, stats.telemetry.spans_dropped) == (42, 1)
+    assert stats.telemetry.spans_afterwards_suppressed == 7
     callers = stats.callers
     assert (callers.connections, callers.refused_of_peer, callers.last_failure) == (4, 6, "a ping flood")
 
