@@ -4,7 +4,7 @@ import asyncio
 import gc
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import grpc
@@ -186,6 +186,15 @@ def eventually() -> Any:
         return result
 
     return wait
+
+
+@pytest.fixture(scope="session", autouse=True)
+def what_was_there_before() -> Iterator[None]:
+    """Set aside, so that looking for what a test left behind does not look at every module each time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
