@@ -185,12 +185,13 @@ class JobsLab:
     relays: list[RelayProcess] = field(default_factory=list)
     relays_wanted: int = 1
 
-    async def start_downstream(self) -> None:
+    async def start_downstream(self, *more: str) -> None:
         listen = self.address or "127.0.0.1:0"
         ready = await self.downstream.start(
             [
                 *(sys.executable, "-m", "downstream_service", "serve", "--ready-json"),
                 *("--listen", listen, "--ledger", str(self.folder / "ledger.sqlite"), "--seed", "1"),
+                *more,
             ]
         )
         self.address = ready["listen"]
