@@ -21,6 +21,17 @@ from relay_service.core.verdict import Verdict
 Headers = Sequence[tuple[bytes, bytes]]
 
 
+class RepeatedHeaders(tuple[tuple[bytes, bytes], ...]):
+    """Headers that many answers have, each time the same object: what was made of them may be kept.
+
+    Equal only to itself, so that looking it up costs nothing.
+    """
+
+    __slots__ = ()
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+
 @dataclass(frozen=True, slots=True)
 class JobRun:
     """A run of a durable job, for spans."""
@@ -267,4 +278,7 @@ class Observer(Protocol):
     """Makes a `CallObserver` for every call."""
 
     def call_started(self, head: CallHead, now: float) -> CallObserver:
-        """Called before anything is decided."""
+        """A call was taken at its headers."""
+
+    def call_refused(self, head: CallHead, verdict: Verdict, now: float) -> None:
+        """A call was refused at its headers; that is all there is to hear of it."""

@@ -47,7 +47,8 @@ class RetryBudget:
 
     def first_attempt(self) -> None:
         """A call's first attempt pays ``ratio`` tokens in."""
-        self._tokens = min(self._policy.burst, self._tokens + self._policy.ratio)
+        policy = self._policy
+        self._tokens = min(policy.burst, self._tokens + policy.ratio)
 
     def withdraw(self, now: float, keep: float = 0.0) -> bool:
         """Take one token, if at least ``keep`` are left then."""
