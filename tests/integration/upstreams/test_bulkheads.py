@@ -63,7 +63,9 @@ async def test_an_upstream_that_hangs_fills_its_compartment_and_no_other(sites, 
     info = error_info(refused.value)
     assert (refused.value.code(), info.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
     assert dict(info.metadata) == {"method": CHARGE, "bulkhead": "hangs"}
-    served = [await site.payments.ListCharges(payment_pb2.ListChargesRequest(), timeout=10) for _ in range(20)]
+    served = [
+        await site.payments.ListCharges(payment_pb2.ListChargesRequest(), timeout=10) for _ in range(20)
+    ]
     assert len(served) == 20
     stats = await site.stats()
     well = stats.upstreams[1]
