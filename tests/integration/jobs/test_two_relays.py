@@ -105,7 +105,7 @@ async def test_jobs_outlive_an_outage_of_their_store(
     over.set()
     await asyncio.gather(*submitters)
     print(f"{len(accepted)} accepted, {len(refused)} refused, back after {back_after_s:.2f} s")
-    said = {(error.code(), dict(error.trailing_metadata()).get("relay-decision")) for _, error in refused}
+    said = {(error.code(), helpers.reason_of(error)) for _, error in refused}
     assert said == {(grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")}
     assert any(stopped_at < at < back_at for at, _ in refused)
     assert back_after_s < BACK_S + MACHINE_S
