@@ -84,6 +84,17 @@ def key_to_send(tenant: str, method: str, key: bytes, hops: int) -> bytes:
     return key if hops and contract.is_derived(key) else contract.derived_key(tenant, method, key)
 
 
+_FIRST_HOP = (contract.HOPS, b"1")
+
+
+def sent_on(head: CallHead, asked: contract.Asked, key: bytes | None) -> Headers:
+    """What every attempt carries of the caller's metadata, and of ours; ``key`` is the caller's."""
+    if asked.is_nothing:
+        return [*head.metadata, _FIRST_HOP]
+    sent_key = None if key is None else key_to_send(head.identity, head.method, key, asked.hops)
+    return outgoing(head, sent_key, asked.hops)
+
+
 def outgoing(head: CallHead, key: bytes | None, hops: int) -> Headers:
     """The caller's metadata with our hop count and, in place of its key, the derived one.
 

@@ -21,6 +21,17 @@ from relay_service.core.verdict import Verdict
 Headers = Sequence[tuple[bytes, bytes]]
 
 
+class RepeatedHeaders(tuple[tuple[bytes, bytes], ...]):
+    """Headers that many answers have, each time the same object: what was made of them may be kept.
+
+    Equal only to itself, so that looking it up costs nothing.
+    """
+
+    __slots__ = ()
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+
 @dataclass(frozen=True, slots=True)
 class JobRun:
     """A run of a durable job, for spans."""
@@ -128,9 +139,6 @@ class Reply(Protocol):
         ``message`` is percent-encoded here; ``trailers`` hold all else, without ``grpc-status``
         and ``grpc-message``.
         """
-
-    def reset(self) -> None:
-        """End the call without a status (RST_STREAM CANCEL); for a caller that is known to be gone."""
 
     def consumed(self, size_bytes: int) -> None:
         """Say that so many request bytes left the relay, so that the caller may send as many more."""
@@ -267,4 +275,7 @@ class Observer(Protocol):
     """Makes a `CallObserver` for every call."""
 
     def call_started(self, head: CallHead, now: float) -> CallObserver:
-        """Called before anything is decided."""
+        """A call was taken at its headers."""
+
+    def call_refused(self, head: CallHead, verdict: Verdict, now: float) -> None:
+        """A call was refused at its headers; that is all there is to hear of it."""

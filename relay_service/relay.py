@@ -7,7 +7,6 @@ the headers is decided there, before anything is allocated for the call.
 
 import base64
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from random import Random
 from types import MappingProxyType
 
@@ -20,6 +19,7 @@ from relay_service.arrival import (
     key_of,
     key_to_send,
     outgoing,
+    sent_on,
     single_attempt,
 )
 from relay_service.core.admission import Admission, Demand, Offer
@@ -56,6 +56,7 @@ from relay_service.ports import (
 from relay_service.refusal import Refusal, refused
 from relay_service.streaming import StreamCall
 from relay_service.unary import UnaryCall
+from relay_service.ways import Way, Ways
 
 HELD_REQUEST_BYTES_MAX = 256 * 1024 * 1024
 """Request bytes of all unary calls, held for their attempts; beyond it calls find the queue full."""
@@ -65,13 +66,27 @@ SECRET_BYTES = 16
 OWN_SERVICE_POLICY = MethodPolicy(
     default_timeout_s=None, max_timeout_s=None, attempt_timeout_s=None, retry=NO_RETRY, replay_buffer_bytes=0
 )
-"""Calls to the relay's own services are handed over as they are."""
-
-OWN_SERVICE_RETRY = replace(NO_RETRY, retryable_codes=frozenset())
-"""Nor is their UNAVAILABLE taken for a refusal: a store that died amid a commit may have kept the job."""
+"""Calls to the relay's own services are handed over as they are. Their UNAVAILABLE is not taken for a
+refusal: a store that died amid a commit may have kept the job."""
 
 OWN_SERVICE_DEMAND = Demand()
 """They ask nothing of the admission, and get it."""
+
+
+class ListenedTo:
+    """An observer with somebody before each call's: an `Observer`."""
+
+    def __init__(self, observer: Observer, listener: Callable[[CallObserver], CallObserver]) -> None:
+        self._observer = observer
+        self._listener = listener
+
+    def call_started(self, head: CallHead, now: float) -> CallObserver:
+        """See `Observer.call_started`."""
+        return self._listener(self._observer.call_started(head, now))
+
+    def call_refused(self, head: CallHead, verdict: Verdict, now: float) -> None:
+        """See `Observer.call_refused`."""
+        self.call_started(head, now).finished(verdict, now)
 
 
 class Relay:
@@ -110,6 +125,7 @@ class Relay:
         self._bulkheads = self._make_bulkheads(policy, {}, now())
         self._quotas = ClientQuotas(policy.clients, now()) if policy.clients else None
         self._courses = Courses(policy, upstreams, hedge_upstreams, rng, now())
+        self._ways = Ways()
         self._own_gate = RetryGate(None, None, now())
         self._in_flight = 0
         self._held_bytes = 0
@@ -169,7 +185,8 @@ class Relay:
     @property
     def in_flight(self) -> int:
         """Calls that have no verdict yet, and keyed work that has outlived its callers."""
-        return self._in_flight + (self._keys.waiting if self._keys is not None else 0)
+        keys = self._keys
+        return self._in_flight + (keys.waiting + keys.settling if keys is not None else 0)
 
     @property
     def draining(self) -> bool:
@@ -200,6 +217,7 @@ class Relay:
         same = same_upstreams(self._policy, policy)
         known = self._bulkheads.of(same) if self._bulkheads is not None else {}
         self._policy = policy
+        self._ways = Ways()
         self._bulkheads = self._make_bulkheads(policy, known, now)
         for admission in (self._admission, *(one.admission for one in self._bulkheads or ())):
             self._hand_out(admission, now)
@@ -225,15 +243,10 @@ class Relay:
     def on_call(self, head: CallHead, reply: Reply) -> IncomingCall | None:
         """Take a call at its headers (a `relay_service.ports.CallHandler`)."""
         now = self.now()
-        observer = self._observer.call_started(head, now)
         own = self._own_services.get(head.method.rpartition("/")[0])
-        try:
-            if own is not None:
-                return self._hand_over(head, own, reply, observer, now)
-            return self._take(head, reply, observer, now, self._keys)
-        except Refusal as refusal:
-            self._turn_away(head, reply, observer, refusal)
-            return None
+        if own is not None:
+            return self._hand_over(head, own, reply, now)
+        return self._take_or_refuse(head, reply, now, self._keys, self._observer)
 
     def carry(
         self, head: CallHead, reply: Reply, listener: Callable[[CallObserver], CallObserver]
@@ -243,35 +256,36 @@ class Relay:
         The key it carries belongs to the job already, so nobody has to claim it. ``listener`` may put
         itself before the call's observer and so hears how its attempts and the call itself end.
         """
-        now = self.now()
-        observer = listener(self._observer.call_started(head, now))
+        return self._take_or_refuse(head, reply, self.now(), None, ListenedTo(self._observer, listener))
+
+    def _take_or_refuse(
+        self, head: CallHead, reply: Reply, now: float, keys: Keys | None, observer: Observer
+    ) -> IncomingCall | None:
         try:
-            return self._take(head, reply, observer, now, None)
+            return self._take(head, reply, now, keys, observer)
         except Refusal as refusal:
-            self._turn_away(head, reply, observer, refusal)
+            verdict = refused(refusal.reason, refusal.reason.meaning, refusal.pushback_s, refusal.subject)
+            self._answer_refused(head, reply, verdict, observer)
             return None
 
     def safety(self, method: str) -> Safety:
         """What a second execution of ``method`` would do: the policy's word, else the upstream's."""
-        upstream = self._policy.route(method)
-        facts = self._catalog.facts(upstream, method) if upstream else None
-        return self._policy.method_policy(method).safety or (facts and facts.safety) or Safety.NONE
+        way = self._way(method)
+        return Safety.NONE if way is None else way.safety
 
     def refuse(self, head: CallHead, reply: Reply, reason: Reason, message: str) -> None:
         """Refuse a call that never became one, counted and traced like any other."""
-        observer = self._observer.call_started(head, self.now())
-        self._answer_refused(head, reply, observer, refused(reason, message))
+        self._answer_refused(head, reply, refused(reason, message), self._observer)
 
-    def _hand_over(
-        self, head: CallHead, upstream: UpstreamPort, reply: Reply, observer: CallObserver, now: float
-    ) -> IncomingCall:
+    def _hand_over(self, head: CallHead, upstream: UpstreamPort, reply: Reply, now: float) -> IncomingCall:
         """Pass a call to the relay's own services on as it is: not limited, not counted as in flight."""
+        observer = self._observer.call_started(head, now)
         deadline = now + head.timeout_s if head.timeout_s is not None else None
         metadata = [field for field in head.metadata if field[0] not in contract.TOLD_TO_OWN_SERVICES]
         metadata.append((contract.IDENTITY, base64.b64encode(head.identity.encode())))
         plan = Plan(head.method, metadata, upstream, OWN_SERVICE_POLICY, deadline, OWN_SERVICE_DEMAND)
         machine = Call(
-            OWN_SERVICE_RETRY,
+            NO_RETRY,
             safety=Safety.NONE,
             has_key=False,
             deadline=deadline,
@@ -286,44 +300,50 @@ class Relay:
         return call
 
     def _take(
-        self, head: CallHead, reply: Reply, observer: CallObserver, now: float, keys: Keys | None
+        self, head: CallHead, reply: Reply, now: float, keys: Keys | None, observer: Observer
     ) -> IncomingCall:
-        """``keys`` is where the call's key has to be claimed; None when that has been done, or nobody keeps
+        """Decide at the headers, before anything is made for the call.
+
+        ``keys`` is where the call's key has to be claimed; None when that has been done, or nobody keeps
         keys."""
         if self._draining:
             raise Refusal(Reason.DRAINING)
-        upstream = self._policy.route(head.method)
-        if upstream is None:
+        way = self._way(head.method)
+        if way is None:
             raise Refusal(Reason.NO_ROUTE)
         if self._policy.criticality_caps is not None:
             head = self._capped(head, self._policy.criticality_caps)
-        policy = self._policy.method_policy(head.method)
-        facts = self._catalog.facts(upstream, head.method)
-        safety = policy.safety or (facts.safety if facts else None) or Safety.NONE
-        unary = head.unary or is_unary(policy, facts, safety)
-        hops = contract.hops(head.metadata)
+        policy = way.policy
+        unary = head.unary or way.unary
+        asked = contract.asked(head.metadata)
+        hops = asked.hops
         if hops >= self._policy.max_hops:
             raise Refusal(Reason.HOP_LIMIT)
-        known = facts is not None or policy.unary is not None
-        key = key_of(head, policy, streaming=known and not unary)
+        key = None
+        if asked.keyed or policy.key_required:
+            key = key_of(head, policy, streaming=way.is_known and not unary)
         if key is not None and policy.idempotency is not None:
             unary = True  # of a method nothing is known of: a key belongs to one request
         deadline = deadline_of(head, policy, now, unary=unary)
         keeping = policy.idempotency if unary and keys is not None else None
         if keeping is not None and keys is not None and (key is not None or keeping.payload_keys):
-            intent = Intent(head, upstream, policy, keeping, safety, hops, key, deadline)
-            return KeyedCall(self, keys, intent, reply, observer)
-        sent_key = None if key is None else key_to_send(head.identity, head.method, key, hops)
-        demand = demand_of(head, deadline)
+            intent = Intent(head, way.upstream, policy, keeping, way.safety, hops, key, deadline)
+            return KeyedCall(self, keys, intent, reply, observer.call_started(head, now))
+        demand = Demand(asked.criticality, deadline, asked.client)
         # Who called has tried before, or will again: it could go to two services in turn.
         once = hops > 0 or head.once
         # A stream whose request is not kept cannot wait for another upstream.
         movable = not once and not head.bound and (unary or policy.replay_buffer_bytes > 0)
-        course = self._courses.choose(upstream, head.method, policy, demand.criticality, now, movable=movable)
-        plan = course.plan(head.method, outgoing(head, sent_key, hops), policy, deadline, demand)
+        course = self._course(way, head.method, demand, now, movable=movable)
+        admission = self._admission_of(course.destinations[0].port.name, head.method)
+        if unary:
+            self._admit_unary(demand, admission, now)
+        else:
+            self._admit_stream(demand, admission, now)
+        plan = course.plan(head.method, sent_on(head, asked, key), policy, deadline, demand)
         machine = Call(
             single_attempt(policy.retry) if once else policy.retry,
-            safety=safety,
+            safety=way.safety,
             has_key=key is not None,
             deadline=deadline,
             attempt_limit_s=policy.attempt_timeout_s if unary else None,
@@ -332,39 +352,62 @@ class Relay:
             streaming=not unary,
             breaker=course.lane.breaker,
             throttle=course.lane.throttle,
-            hedges=self._courses.hedges(plan, upstream) if unary and not once else None,
+            hedges=self._courses.hedges(plan, way.upstream) if unary and not once else None,
             fallbacks=course.later_lanes,
             fell_back=course.fell_back,
         )
-        admission = self._admission_of(plan)
-        if unary:
-            self._admit_unary(plan.demand, admission, now)
-        else:
-            self._admit_stream(plan.demand, admission, now)
-        call = (UnaryCall if unary else StreamCall)(self, plan, machine, reply, observer)
+        told = observer.call_started(head, now)
+        call = (UnaryCall if unary else StreamCall)(self, plan, machine, reply, told)
         call.admission = admission
-        self._count_in(call, course)
+        self._count_in(course)
         if isinstance(call, StreamCall):
             call.begin(now)
         return call
+
+    def _course(self, way: Way, method: str, demand: Demand, now: float, *, movable: bool) -> Course:
+        course = way.only_course
+        if course is None:
+            return self._courses.choose(
+                way.upstream, method, way.policy, demand.criticality, now, movable=movable
+            )
+        self._courses.check_open(course.lanes[0], now)
+        return course
+
+    def _way(self, method: str) -> Way | None:
+        """What holds for every call of the method; None when no route leads to it."""
+        way = self._ways.get(method)
+        if way is None or way.facts is not self._catalog.facts(way.upstream, method):
+            way = self._find_way(method)
+            if way is not None:
+                self._ways.remember(method, way)
+        return way
+
+    def _find_way(self, method: str) -> Way | None:
+        upstream = self._policy.route(method)
+        if upstream is None:
+            return None
+        policy = self._policy.method_policy(method)
+        facts = self._catalog.facts(upstream, method)
+        safety = policy.safety or (facts.safety if facts else None) or Safety.NONE
+        only_course = self._courses.only(upstream, method, policy)
+        return Way(upstream, policy, facts, safety, is_unary(policy, facts, safety), only_course)
 
     def _capped(self, head: CallHead, caps: CriticalityCaps) -> CallHead:
         allowed = capped(head, caps)
         self.capped += allowed is not head
         return allowed
 
-    def _count_in(self, call: ForwardedCall, course: Course) -> None:
+    def _count_in(self, course: Course) -> None:
         """`call_ended` counts it out."""
         self._in_flight += 1
-        course.destinations[0].fallbacks += course.fell_back
-        for destination in call.destinations:
+        for destination in course.destinations:
             destination.enter()
 
-    def _admission_of(self, plan: Plan) -> Admission[UnaryCall]:
+    def _admission_of(self, upstream: str, method: str) -> Admission[UnaryCall]:
         """What judges the calls to where the call goes now: a compartment's, or that of all others."""
         if self._bulkheads is None:
             return self._admission
-        return self._bulkheads.holding(plan.upstream.name, plan.method) or self._admission
+        return self._bulkheads.holding(upstream, method) or self._admission
 
     def _admit_unary(self, demand: Demand, admission: Admission[UnaryCall], now: float) -> None:
         if (reason := admission.turn_away(demand, now)) is not None:
@@ -373,28 +416,27 @@ class Relay:
 
     def _admit_stream(self, demand: Demand, admission: Admission[UnaryCall], now: float) -> None:
         """It is counted where it begins, also when it falls back."""
-        self._charge_quota(demand.client, now)
         if not admission.open_stream():
             pushback_s = admission.stream_pushback_s(self._rng)
             raise Refusal(Reason.STREAM_LIMIT, pushback_s, admission.subject)
-
-    def _turn_away(self, head: CallHead, reply: Reply, observer: CallObserver, refusal: Refusal) -> None:
-        reason = refusal.reason
-        self._answer_refused(
-            head, reply, observer, refused(reason, reason.meaning, refusal.pushback_s, refusal.subject)
-        )
+        try:
+            self._charge_quota(demand.client, now)
+        except Refusal:
+            admission.close_stream()
+            raise
 
     def _charge_quota(self, client: bytes, now: float) -> None:
-        """Last of all, so that no client pays for a call that is refused for another reason."""
+        """Last of all that is decided at the headers, so that no client pays for a call that is refused there
+        for another reason. What is shed from the queue later has been paid for: it did take a place."""
         if self._quotas is not None and (wait_s := self._quotas.take(client, now)) > 0.0:
             # Not before there is a token, and not all at once when there is one.
             pushback_s = wait_s * self._rng.uniform(1.0, 1.5)
             raise Refusal(Reason.CLIENT_QUOTA, pushback_s, f"client:{client.decode('ascii', 'replace')}")
 
-    def _answer_refused(self, head: CallHead, reply: Reply, observer: CallObserver, verdict: Verdict) -> None:
-        trailers = contract.trailers_of(verdict, head.method, ())
+    def _answer_refused(self, head: CallHead, reply: Reply, verdict: Verdict, observer: Observer) -> None:
+        trailers = contract.trailers_of_refusal(verdict, head.method)
         reply.send_trailers(verdict.code, verdict.message, trailers)
-        observer.finished(verdict, self.now())
+        observer.call_refused(head, verdict, self.now())
 
     # What keyed calls ask of their relay (`relay_service.idempotency`) ------------------------------
 
@@ -413,7 +455,7 @@ class Relay:
             sent_key = key_to_send(head.identity, head.method, order.key, hops)
             # It lasts as long as somebody waits, so the plan knows no deadline.
             plan = course.plan(head.method, outgoing(head, sent_key, hops), policy, None, demand)
-            admission = self._admission_of(plan)
+            admission = self._admission_of(plan.upstream.name, plan.method)
             self._admit_unary(demand, admission, now)
         except Refusal as refusal:
             raise NoWork(refusal.reason, refusal.pushback_s, refusal.subject) from None
@@ -436,7 +478,7 @@ class Relay:
             machine.outcome_is_open()
         work = KeyedWork(self, plan, machine, observer, intent.keys.settle_s)
         work.admission = admission
-        self._count_in(work, course)
+        self._count_in(course)
         work.on_request_data(order.framed, end=True)
         return work
 
@@ -452,11 +494,10 @@ class Relay:
 
     # What calls ask of their relay (`relay_service.unary.UnaryHost`) ----------------------------
 
-    def take_worker(self, call: UnaryCall) -> Offer[UnaryCall]:
+    def take_worker(self, call: UnaryCall, now: float) -> Offer[UnaryCall]:
         """A worker, a place in the queue (perhaps that of another call), or neither."""
-        now = self.now()
         if self._bulkheads is not None:  # it may have fallen back to where another counts
-            call.admission = self._admission_of(call.plan)
+            call.admission = self._admission_of(call.plan.upstream.name, call.plan.method)
         offer = call.admission.offer(call, call.plan.demand, now)
         if offer.displaced is not None:
             offer.displaced.shed(offer.reason or Reason.QUEUE_FULL, now)

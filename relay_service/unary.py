@@ -26,14 +26,20 @@ from relay_service.core.status import Code
 from relay_service.core.verdict import Origin, Verdict
 from relay_service.forwarding import GIVEN_UP, ForwardedCall, Host, Plan, took_too_long
 from relay_service.hedge_attempt import HedgeAttempt
-from relay_service.message import FRAME_PREFIX_BYTES, Collector, HeldResponse
+from relay_service.message import FRAME_PREFIX_BYTES, Collector, HeldResponse, is_one_message
 from relay_service.ports import Attempt, AttemptEnd, CallObserver, Headers, Reply, TimerHandle
+
+_STARTED, _QUEUED = Admitted.STARTED, Admitted.QUEUED
+_READY, _ATTEMPTING = State.READY, State.ATTEMPTING
+_ANSWERED = Delivery.ANSWERED
+_UPSTREAM = Origin.UPSTREAM
+_BEGIN = Begin()
 
 
 class UnaryHost(Host, Protocol):
     """What a unary call needs of the relay besides: a worker, and room for its request."""
 
-    def take_worker(self, call: "UnaryCall") -> "Offer[UnaryCall]":
+    def take_worker(self, call: "UnaryCall", now: float) -> "Offer[UnaryCall]":
         """Ask for a worker; when QUEUED, `UnaryCall.worker_granted` or `UnaryCall.shed` follows, or
         `leave_queue` ends it."""
 
@@ -88,7 +94,7 @@ class UnaryCall(ForwardedCall):
         self, host: UnaryHost, plan: Plan, machine: Call, reply: Reply, observer: CallObserver
     ) -> None:
         super().__init__(host, plan, machine, reply, observer)
-        self._collector = Collector(plan.policy.max_message_bytes)
+        self._collector: Collector | None = None
         self._request: bytes | None = None
         self._held_bytes = 0
         self._response = self._answered_with = HeldResponse()
@@ -101,20 +107,31 @@ class UnaryCall(ForwardedCall):
 
     def on_request_data(self, data: bytes, *, end: bool) -> None:
         """Collect the request; when it is whole, ask for a worker."""
-        if self._machine.state is not State.READY or self._request is not None:
+        if self._machine.state is not _READY or self._request is not None:
             return
         self._reply.consumed(len(data))
-        problem = self._collector.add(data)
+        problem = self._collect(data, whole=end)
         if problem is not None:
             self._stop(Aborted(problem))
         elif not self._hold(len(data)):
             self._stop(Aborted(Reason.QUEUE_FULL, self._host.pushback_s(Reason.QUEUE_FULL, self._host.now())))
         elif end:
-            self._request = self._collector.whole()
+            if self._collector is not None:
+                self._request = self._collector.whole()
             if self._request is None:
                 self._stop(Aborted(Reason.MALFORMED_REQUEST))
             else:
-                self._seek_worker(Begin())
+                self._seek_worker(_BEGIN)
+
+    def _collect(self, data: bytes, *, whole: bool) -> Reason | None:
+        """Take more of the request; a reason when it cannot become a message that is accepted."""
+        max_bytes = self._plan.policy.max_message_bytes
+        if self._collector is None:
+            if whole and len(data) <= max_bytes + FRAME_PREFIX_BYTES and is_one_message(data):
+                self._request = data  # in one piece, as most come
+                return None
+            self._collector = Collector(max_bytes)
+        return self._collector.add(data)
 
     def _hold(self, size_bytes: int) -> bool:
         if not self._host.hold_request(size_bytes):
@@ -133,30 +150,31 @@ class UnaryCall(ForwardedCall):
 
     def _seek_worker(self, then: Event) -> None:
         now = self._host.now()
-        match self._host.take_worker(self):
-            case Offer(Admitted.STARTED):
-                if not self._use_worker(then, now):
-                    self._host.worker_unused(self, now)
-            case Offer(Admitted.QUEUED):
-                self._in_queue = True
-                self._observer.queued(now)
-            case Offer(Admitted.REFUSED, reason):
-                self._no_worker(reason or Reason.QUEUE_FULL, now)
+        offer = self._host.take_worker(self, now)
+        if offer.admitted is _STARTED:
+            if not self._use_worker(then, now):
+                self._host.worker_unused(self, now)
+        elif offer.admitted is _QUEUED:
+            self._in_queue = True
+            self._observer.queued(now)
+        else:
+            self._no_worker(offer.reason or Reason.QUEUE_FULL, now)
 
     def worker_granted(self, now: float) -> bool:
         """The wait in the queue is over; False when the call ended at once and needs no worker."""
         self._in_queue = False
         self._observer.dequeued(now)
-        return self._use_worker(Begin() if self._machine.state is State.READY else BackoffElapsed(), now)
+        return self._use_worker(_BEGIN if self._machine.state is _READY else BackoffElapsed(), now)
 
     def _use_worker(self, then: Event, now: float) -> bool:
         """Start an attempt with the worker just given; False when the call ended instead."""
         self._worker_since = now
         self._handle(then, now)
         # An attempt never ends inside its start.
-        if self._machine.state is not State.ATTEMPTING:
-            self._worker_since = None
-        return self._worker_since is not None
+        if self._machine.state is _ATTEMPTING:
+            return True
+        self._worker_since = None
+        return False
 
     def shed(self, reason: Reason, now: float) -> None:
         """The place in the queue is lost: the admission took it, or the time left is too short."""
@@ -175,7 +193,7 @@ class UnaryCall(ForwardedCall):
 
     def _handle(self, event: Event, now: float) -> None:
         try:
-            super()._handle(event, now)
+            self._apply(self._machine.handle(event, now), now)
         finally:
             since = self._worker_since
             # Of the main attempt: those of hedges take another way.
@@ -232,7 +250,7 @@ class UnaryCall(ForwardedCall):
         """The request was queued in one piece: there is nothing to go on with."""
 
     def _attempt_over(self, end: AttemptEnd, now: float) -> None:
-        if end.delivery is Delivery.ANSWERED:
+        if end.delivery is _ANSWERED:
             self._answered_with = self._response
         if self._hedge_timer is not None and not self._hedges:
             self._call_hedge_off()
@@ -240,7 +258,7 @@ class UnaryCall(ForwardedCall):
 
     def _answer(self, verdict: Verdict) -> None:
         response = self._answered_with
-        if verdict.origin is Origin.UPSTREAM and response.headers is not None:
+        if verdict.origin is _UPSTREAM and response.headers is not None:
             self._reply.send_headers(response.headers)
             for chunk in response.chunks:
                 self._reply.send_data(chunk)

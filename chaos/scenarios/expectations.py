@@ -1,6 +1,6 @@
 """What a scenario expects besides what is always promised: small values that turn evidence into a finding."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from chaos import invariants
@@ -10,6 +10,7 @@ from chaos.findings import judge as judge_all
 from chaos.history import CallRecord
 from chaos.percentile import percentile_of
 from chaos.plan import LIST, CallKind
+from chaos.selection import chosen
 
 MINIMUM_CALLS = 30
 READS_MIN = 10
@@ -103,7 +104,7 @@ def fast_refusals(within_s: float, share: float = 0.9) -> Expectation:
     """Most of what is refused is refused at the door, and not after a wait."""
 
     def judge(evidence: Evidence) -> Finding:
-        refused = [call for call in evidence.calls if call.code == "RESOURCE_EXHAUSTED"]
+        refused = chosen(evidence.calls, lambda call: call.code == "RESOURCE_EXHAUSTED")
         statement = f"{share:.0%} of refusals come within {within_s:g} s"
         return _ended_within("I5", statement, refused, within_s, share, what="refusals")
 
@@ -139,7 +140,7 @@ def fast_failure(within_s: float, share: float = 0.9) -> Expectation:
     def judge(evidence: Evidence) -> Finding:
         window = evidence.struck
         middle_s = (window.begin_s + window.end_s) / 2
-        failed = [call for call in evidence.calls_between(middle_s, window.end_s) if not call.ok]
+        failed = chosen(evidence.calls_between(middle_s, window.end_s), lambda call: not call.ok)
         statement = f"{share:.0%} of the failures of a dead upstream are told within {within_s:g} s"
         return _ended_within("C06", statement, failed, within_s, share, what="failures")
 
@@ -259,7 +260,7 @@ def reads_go_on(share: float = 0.99) -> Expectation:
     def judge(evidence: Evidence) -> Finding:
         window = evidence.struck
         calls = evidence.calls_between(window.begin_s, window.end_s)
-        reads = [call for call in calls if call.method == LIST.method]
+        reads = chosen(calls, lambda call: call.method == LIST.method)
         return invariants.success_at_least(reads, share, READS_MIN, of="reads during the fault")
 
     return Expectation(f"at least {share:.1%} of reads succeed during the fault", judge)
@@ -317,7 +318,7 @@ def effects_are_told() -> Expectation:
 
 
 def _ended_within(
-    invariant: str, statement: str, calls: Sequence[CallRecord], within_s: float, share: float, *, what: str
+    invariant: str, statement: str, calls: Collection[CallRecord], within_s: float, share: float, *, what: str
 ) -> Finding:
     if len(calls) < MINIMUM_CALLS:
         return Finding(invariant, statement, Verdict.COULD_NOT_TELL, f"only {len(calls)} {what}")

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from protos.relay.v1.admin_pb2 import GetStatsRequest, MethodStats, Policy, Stats, WatchStatsRequest
 from protos.relay.v1.admin_pb2_grpc import AdminServiceStub
+from relay_service.times import seconds
 
 ANSWER_TIMEOUT_S = 5.0
 METHODS_SHOWN_MAX = 30
@@ -359,5 +360,5 @@ def _reasons(stats: Stats) -> Table:
 
 
 def _time(duration: Duration) -> str:
-    seconds = duration.seconds + duration.nanos / 1e9
-    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.1f} ms"
+    time_s = seconds(duration)
+    return f"{time_s:.1f} s" if time_s >= 1 else f"{time_s * 1000:.1f} ms"

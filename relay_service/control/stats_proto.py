@@ -13,7 +13,6 @@ from relay_service.control.sources import (
     TelemetryStatus,
     UpstreamStatus,
 )
-from relay_service.control.times import duration, timestamp
 from relay_service.core.breakers import BreakerView
 from relay_service.core.budget import BudgetState
 from relay_service.core.criticality import Criticality
@@ -22,6 +21,7 @@ from relay_service.idempotency.counters import KeysState
 from relay_service.jobs.office import JobsStatus
 from relay_service.ports import CallersStatus, PoolStatus
 from relay_service.telemetry.metrics import CallTotals, MethodStats
+from relay_service.times import duration, timestamp
 
 Descriptors = Mapping[str, UpstreamDescriptors]
 """By the upstream's name."""

@@ -78,6 +78,7 @@ class Offer(Generic[Ticket]):
     displaced: Ticket | None = None
 
 
+_IGNORED = LoadSign.IGNORED
 _STARTED: Offer[Any] = Offer(Admitted.STARTED)
 _QUEUED: Offer[Any] = Offer(Admitted.QUEUED)
 
@@ -337,7 +338,7 @@ class Admission(Generic[Ticket]):
     def release(self, outcome: LoadSign, held_s: float, now: float) -> None:
         """Give back a worker that was held for so long; ask `grant` who gets it until it says None."""
         self._drain.count(now)
-        if outcome is not LoadSign.IGNORED:
+        if outcome is not _IGNORED:
             self._service.observe(held_s)
         self._limit.record(outcome, held_s, self._busy, now)
         self._busy -= 1

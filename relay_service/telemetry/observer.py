@@ -126,7 +126,7 @@ class CallTelemetry:
         if self._spans is not None:
             self._spans.finished(verdict, now)
         if verdict.fate in _FAILED:
-            sinks.log.failed(head, self._trace.trace_id, verdict, now)
+            sinks.log.failed(head, self._trace, verdict, now)
             if self._spans is None and sinks.afterwards is not None and sinks.afterwards.take(now):
                 CallSpans(sinks.spans, self._trace, head, self._offset_ns).recorded_afterwards(verdict, now)
 
@@ -184,6 +184,10 @@ class Telemetry:
         if head.runs:
             follow_causes(trace, (run.traceparent for run in head.runs))
         return CallTelemetry(self._sinks, head, trace, self._wall_offset_ns())
+
+    def call_refused(self, head: CallHead, verdict: Verdict, now: float) -> None:
+        """See `Observer.call_refused`."""
+        self.call_started(head, now).finished(verdict, now)
 
     def job_sender(self) -> Sender:
         """What records jobs that are sent on their way."""

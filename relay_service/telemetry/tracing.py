@@ -281,7 +281,7 @@ def _server_context(trace: TraceHead) -> SpanContext:
     """
     states = trace.well_formed_tracestate()
     return SpanContext(
-        int(trace.trace_id, 16),
+        trace.number,
         trace.span_id,
         is_remote=False,
         trace_flags=TraceFlags(trace.flags | SAMPLED),

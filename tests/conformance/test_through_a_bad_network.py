@@ -27,6 +27,8 @@ from protos.relay.v1 import admin_pb2, admin_pb2_grpc
 from tests.bench.proc import rss_mib
 from tests.conformance.peers import Peer, start_relay
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 SEED = 20_241_122
 CALLERS = 32
 CALL_TIMEOUT_S = 20.0
@@ -173,8 +175,10 @@ def handles(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
-@pytest_asyncio.fixture
-async def links(tmp_path: Path) -> AsyncIterator[Links]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_links(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Links]:
+    """One relay for all weathers: none may leave anything behind for the next."""
+    tmp_path = tmp_path_factory.mktemp("links")
     async with contextlib.AsyncExitStack() as undo:
         upstream = Upstream()
         await upstream.server.start()
@@ -190,6 +194,14 @@ async def links(tmp_path: Path) -> AsyncIterator[Links]:
         undo.callback(relay.stop)
         near = await asyncio.to_thread(client.create, "caller", "127.0.0.1:0", relay.address)
         yield Links(relay, near, far, client)
+
+
+@pytest.fixture
+def links(shared_links: Links) -> Links:
+    """Without toxics, and with nothing counted yet."""
+    shared_links.toxiproxy.reset()
+    shared_links.ended.clear()
+    return shared_links
 
 
 _POLICY = {

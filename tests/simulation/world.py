@@ -226,9 +226,6 @@ class Reply:
         self.code, self.message, self.trailers = code, message, dict(trailers)
         self.answered_at = self._clock.now
 
-    def reset(self) -> None:
-        raise AssertionError("the relay resets no caller that is still there")
-
     def consumed(self, size_bytes: int) -> None:
         self.window_bytes += size_bytes
 
@@ -244,6 +241,9 @@ class Observer:
     def call_started(self, head: CallHead, now: float) -> "CallObserver":
         self.received += 1
         return CallObserver(self, dict(head.metadata).get(b"call-id", b""))
+
+    def call_refused(self, head: CallHead, verdict: Verdict, now: float) -> None:
+        self.call_started(head, now).finished(verdict, now)
 
 
 class CallObserver:
