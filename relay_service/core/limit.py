@@ -9,8 +9,10 @@ Three faults that such limits are known for, and what keeps them away here:
   (Netflix/concurrency-limits#137): a timeout is a loss, and losses lower the limit.
 - The baseline drifts up in a long incident until slow looks normal (failsafe-go#127): it is frozen while
   attempts are slow, and while the limit is what holds the load.
-- The service has become slower for good and the limit stays small for ever (envoyproxy/envoy#38338): when
-  a smaller limit does not make attempts faster, they are slow by nature, and the baseline is raised.
+- The service has become slower for good and the limit stays small for ever, or is pinned to a handful each
+  time the baseline is measured (envoyproxy/envoy#38338): when a smaller limit does not make attempts faster,
+  they are slow by nature, and the baseline is raised; and it is only ever lowered to look while attempts are
+  slow or nothing is known, by halves, and put back at once.
 """
 
 import math
@@ -24,6 +26,8 @@ from relay_service.core.status import Code
 
 WINDOW_MIN_S = 0.1
 SAMPLES_MIN = 20
+SHRINKS = 0.75
+"""After the limit was lowered a window may be shorter by so much: what attempts took before held a queue."""
 
 TOLERANCE = 1.5
 """Attempts count as slow when they take so many times the baseline."""
@@ -40,8 +44,20 @@ CLEAR_WINDOWS = 3
 CLEAR_STEP = 0.6
 """A limit that has to fall to so little does not try upwards meanwhile: only a clear step down shows whether
 the limit is to blame."""
-SETTLED_AFTER = 2
-"""The first slow window may have begun before what made it slow; the second is the first to compare with."""
+STEP_DOWN = 0.6
+"""A limit lowered to so little of what it was can be compared with that."""
+ROOM = 1.3
+"""More room than this for each one under way is more than noise: they do not queue."""
+OTHER_RATE = 1.5
+"""A service that does so many times what it did is another one."""
+ALL = 0.8
+"""Room for so many of those there were is room for all of them."""
+FASTER = 0.75
+"""Attempts that take so little of the baseline are answered by another service than it was measured of."""
+STEADY = 0.6
+"""In a steady state as many end as begin: those under way, per time that they take (Little's law)."""
+RISING = 1.3
+"""Attempts that take so many times what they took in the window before have only begun to be slow."""
 LOSS_TOLERATED = 0.05
 """Networks lose a little whatever the load."""
 SMALL_LIMIT = 5.0
@@ -118,76 +134,118 @@ class FixedLimit:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What a limit led to: the mean time of those that succeeded (None without any), the share that was
-    lost, and the most that were under way."""
+    """What a limit led to."""
 
     mean_s: float | None
+    """The mean time of those that succeeded; None without any."""
     loss_share: float
     peak_in_flight: int
+    """The most that were under way."""
+    rate_per_s: float = 0.0
+    """Successes per second."""
+    lost_after_s: float = 0.0
+    """How long those that timed out were under way, on average; 0 without any."""
 
 
 class Sampler:
     """Cuts the stream of ended attempts into windows.
 
-    A success counts only if it began inside the window, under the limit that is being judged. A window
+    A window begins when no more are under way than the limit allows, and a success counts only if it began
+    inside the window: so it is this limit that is judged, and not the one that it was lowered from. A window
     ends once it holds enough and has lasted twice as long as attempts take: a shorter one would see
-    only the fast ones. With a limit below `SAMPLES_MIN` as many samples as the limit are enough, so that
-    a small limit is not a slow one.
+    only the fast ones. With a limit below `SAMPLES_MIN` / 2 twice as many samples as the limit are enough, so
+    that a small limit is not a slow one.
     """
 
-    __slots__ = ("_last_mean_s", "_lost", "_peak", "_since", "_succeeded", "_sum_s")
+    __slots__ = (
+        "_ended",
+        "_last_limit",
+        "_last_mean_s",
+        "_lost",
+        "_lost_after_s",
+        "_peak",
+        "_since",
+        "_succeeded",
+        "_sum_s",
+        "_timed_out",
+    )
 
     def __init__(self, now: float) -> None:
         self._last_mean_s = 0.0
+        self._last_limit = 1.0
         self._restart(now)
 
     def _restart(self, now: float) -> None:
         self._since = now
+        self._ended = 0
         self._succeeded = 0
         self._lost = 0
+        self._timed_out = 0
         self._sum_s = 0.0
+        self._lost_after_s = 0.0
         self._peak = 0
 
     def add(
-        self, outcome: LoadSign, held_s: float, in_flight: int, now: float, limit: float
+        self,
+        outcome: LoadSign,
+        held_s: float,
+        in_flight: int,
+        now: float,
+        *,
+        limit: float,
+        alarm_s: float = math.inf,
     ) -> Window | None:
-        """Count one attempt; the window that it completes, if it does."""
-        if outcome is LoadSign.SUCCESS:
-            if now - held_s < self._since:
-                return None
-            self._succeeded += 1
-            self._sum_s += held_s
-        else:
-            self._lost += 1
+        """Count one attempt; the window that it completes, if it does. A mean above ``alarm_s`` completes it
+        before its time: the ones still missing are slower still."""
+        if in_flight > max(1, int(limit)) and outcome is not LoadSign.REFUSED:
+            self._restart(now)
+            return None
+        if not self._count(outcome, held_s, now):
+            return None
         self._peak = max(self._peak, in_flight)
         samples = self._succeeded + self._lost
-        if samples < min(SAMPLES_MIN, limit) or now - self._since < max(WINDOW_MIN_S, 2 * self._last_mean_s):
+        lasted_s = now - self._since
+        if samples < min(SAMPLES_MIN, 2 * limit) or lasted_s < self._least_s(limit, alarm_s):
             return None
-        mean_s = self._sum_s / self._succeeded if self._succeeded else None
-        window = Window(mean_s, self._lost / samples, self._peak)
-        self._last_mean_s = mean_s or 0.0
+        window = self._window(samples, max(lasted_s, 1e-9))
+        if window.mean_s is not None:
+            self._last_mean_s, self._last_limit = window.mean_s, limit
         self._restart(now)
         return window
 
+    def _count(self, outcome: LoadSign, held_s: float, now: float) -> bool:
+        """Whether it says something about the window."""
+        match outcome:
+            case LoadSign.SUCCESS:
+                self._ended += 1
+                if now - held_s < self._since:
+                    return False
+                self._succeeded += 1
+                self._sum_s += held_s
+            case LoadSign.TIMED_OUT:
+                self._lost += 1
+                self._timed_out += 1
+                self._lost_after_s += held_s
+            case _:
+                self._lost += 1
+        return True
 
-@dataclass(frozen=True, slots=True)
-class Baseline:
-    """What an attempt takes without load, and what was seen when that was measured: how many were under way,
-    and how many ended per second (by Little's law)."""
+    def _least_s(self, limit: float, alarm_s: float) -> float:
+        """How long the window has to be. After the limit was lowered attempts may be faster, or may not."""
+        mean_s = self._sum_s / self._succeeded if self._succeeded else 0.0
+        if self._lost > self._succeeded or mean_s > alarm_s:
+            return WINDOW_MIN_S  # no measurement says more than that
+        expected_s = self._last_mean_s * min(1.0, max(SHRINKS, limit / self._last_limit))
+        return max(WINDOW_MIN_S, 2 * mean_s, 2 * expected_s)
 
-    seconds: float
-    in_flight: int
-    rate_per_s: float
-    proven: bool
-    """Whether it was tried what a lower limit does."""
-
-    def was_taken_when_full(self, window: Window, mean_s: float) -> bool:
-        """Whether many more under way get as much done, and no more."""
-        if self.proven:
-            return False
-        more = window.peak_in_flight >= 1.5 * self.in_flight
-        # Far fewer would mean that the service has changed since.
-        return more and 0.8 * self.rate_per_s < window.peak_in_flight / mean_s < 1.2 * self.rate_per_s
+    def _window(self, samples: int, lasted_s: float) -> Window:
+        return Window(
+            self._sum_s / self._succeeded if self._succeeded else None,
+            self._lost / samples,
+            self._peak,
+            self._ended / lasted_s,
+            self._lost_after_s / self._timed_out if self._timed_out else 0.0,
+        )
 
 
 class AimdLimit:
@@ -215,16 +273,52 @@ class AimdLimit:
         """See `ConcurrencyLimit.record`."""
         if outcome is LoadSign.IGNORED:
             return
-        window = self._sampler.add(outcome, held_s, in_flight, now, self._limit)
+        window = self._sampler.add(outcome, held_s, in_flight, now, limit=self._limit)
         if window is None:
             return
         objective_s = self._policy.latency_objective_s
         slow = objective_s is not None and window.mean_s is not None and window.mean_s > objective_s
         if slow or window.loss_share > LOSS_TOLERATED:
             self._limit *= 0.9
-        elif window.peak_in_flight >= USED_SHARE * self._limit:
+        elif window.peak_in_flight >= USED_SHARE * self.limit:
             self._limit += 1.0
         self._limit = min(self._policy.max, max(self._policy.min, self._limit))
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """What an attempt takes without load."""
+
+    seconds: float
+    proven_at_per_s: float | None = None
+    """How many the service could do per second (infinite when that did not show) when it was tried what a
+    lower limit does. A baseline that was only seen (None) may hold a queue; so may one that was proven of a
+    service that can do much more now."""
+
+    def is_proven(self, rate_per_s: float) -> bool:
+        """Whether it still is, now that so many end per second."""
+        return self.proven_at_per_s is not None and rate_per_s <= OTHER_RATE * self.proven_at_per_s
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """A limit that was lowered since, and how long attempts took under it."""
+
+    limit: float
+    mean_s: float
+
+    def room_for(self, mean_s: float) -> float:
+        """How many fit into the service, now that attempts take ``mean_s`` under a lower limit.
+
+        So many as end in that time at the throughput there was (Little's law). It is as many as there were
+        when a lower limit made nothing faster, and as many as there are now when all of them queue.
+        """
+        return self.rate_per_s * mean_s
+
+    @property
+    def rate_per_s(self) -> float:
+        """How many ended per second, by Little's law."""
+        return self.limit / self.mean_s
 
 
 class GradientLimit:
@@ -235,19 +329,29 @@ class GradientLimit:
     limit keeps trying upwards (after the gradient of Netflix/concurrency-limits). While nothing is slow or
     lost the limit doubles from window to window.
 
-    Latency alone cannot tell a service that is overloaded from one that takes its time, so the baseline is
-    tried against throughput, by comparing two limits:
+    Latency alone cannot tell a service that is overloaded from one that takes its time. So when attempts
+    become much slower, and when the limit is reached before anything is known, the limit is lowered and the
+    two are compared (`Before.room_for`): either that made attempts as much faster, and they still queue, so
+    it is lowered again; or they take by nature what they take now. Then this is the baseline, and the limit
+    becomes what has room.
 
-    - Half the limit and attempts take as long: they do by nature. The limit was not to blame; it comes
-      back at once, and the baseline is what they take.
-    - Half as many again and no more of them end per second than when the baseline was measured: the service
-      was full even then. The baseline is forgotten, and the limit halved until that makes nothing faster.
+    Lost attempts have no latency. They were one too many for the throughput there was, in the time they were
+    given; when they are many, the limit falls towards what can end in half of that.
 
-    State: the limit, the baseline with the throughput and the number under way that belong to it, how many
-    windows in a row saw no queue, and where the present descent began.
+    State: the limit, the baseline, how many windows in a row saw no queue, what there was before the limit
+    was lowered, what attempts took in the last window, and whether that was suddenly much more.
     """
 
-    __slots__ = ("_baseline", "_clear_windows", "_descent", "_limit", "_policy", "_sampler", "_slow_windows")
+    __slots__ = (
+        "_baseline",
+        "_before",
+        "_clear_windows",
+        "_is_sudden",
+        "_last_mean_s",
+        "_limit",
+        "_policy",
+        "_sampler",
+    )
 
     def __init__(self, policy: LimitPolicy, now: float) -> None:
         self._policy = policy
@@ -255,8 +359,9 @@ class GradientLimit:
         self._sampler = Sampler(now)
         self._baseline: Baseline | None = None
         self._clear_windows = CLEAR_WINDOWS
-        self._slow_windows = 0
-        self._descent: tuple[float, float] | None = None
+        self._before: Before | None = None
+        self._last_mean_s = math.inf
+        self._is_sudden = False
 
     @property
     def limit(self) -> int:
@@ -274,100 +379,146 @@ class GradientLimit:
             return
         if outcome is LoadSign.TIMED_OUT and held_s < TOLERANCE * self.baseline_s:
             return  # it was given less time than an attempt needs: that is its caller's doing
-        window = self._sampler.add(outcome, held_s, in_flight, now, self._limit)
-        if window is not None:
-            self._follow(window)
-
-    def _follow(self, window: Window) -> None:
-        lossy = window.loss_share > LOSS_TOLERATED
-        gradient = 1.0 - window.loss_share if lossy else 1.0
-        limit = self._limit
-        in_use = window.peak_in_flight >= USED_SHARE * limit
-        if window.mean_s is None:
-            self._clear_windows = 0
+        window = self._sampler.add(outcome, held_s, in_flight, now, limit=self._limit, alarm_s=self._alarm_s)
+        if window is None:
+            return
+        if window.mean_s is None or window.loss_share > LOSS_TOLERATED:
+            self._give_way(window)
         else:
-            limit = self._learn(window, window.mean_s, in_use=in_use)
-            gradient *= min(1.0, TOLERANCE * self.baseline_s / window.mean_s)
-            self._count_clear(window.mean_s, lossy=lossy, gradient=gradient)
-            if not lossy and self._latency_says_nothing(window, gradient):
-                return
-        limit *= max(0.5, gradient)
-        if in_use and window.mean_s is not None and gradient >= CLEAR_STEP:
-            limit += limit if self._clear_windows >= CLEAR_WINDOWS else math.sqrt(limit)
-        self._limit = min(self._policy.max, max(self._policy.min, limit))
-
-    def _latency_says_nothing(self, window: Window, gradient: float) -> bool:
-        """Whether attempts are slow, but that is not (yet) a reason to lower the limit."""
-        known = self._baseline is not None
-        sudden = known and self._slow_windows == 1 and gradient < CLEAR_STEP
-        return sudden or (gradient < 1.0 and window.peak_in_flight <= SMALL_LIMIT)
-
-    def _count_clear(self, mean_s: float, *, lossy: bool, gradient: float) -> None:
-        """Count the windows in which nothing was slow; far below the tolerance there is no queue at all."""
-        if lossy or gradient < 1.0:
-            self._clear_windows = 0
-        elif self._clear_windows < CLEAR_WINDOWS:
-            no_queue = mean_s <= NO_QUEUE * self.baseline_s
-            self._clear_windows = self._clear_windows + 1 if no_queue else 0
-
-    def _learn(self, window: Window, mean_s: float, *, in_use: bool) -> float:
-        """Move the baseline: down freely, up only when the load cannot be what makes attempts slow. The
-        result is the limit as it was, or the one to return to if it was lowered in vain."""
-        if self._baseline is None and self._slow_windows == 0:
-            self._baseline = self._measured(window, mean_s, proven=False)
-        elif mean_s > TOLERANCE * self.baseline_s:
-            if self._baseline is not None and self._baseline.was_taken_when_full(window, mean_s):
-                self._baseline = None
-                self._forget_descent()
-            return self._judge_descent(window, mean_s)
-        else:
-            self._forget_descent()
-            if mean_s < self.baseline_s or not in_use:
-                self._drift_towards(mean_s)
-        return self._limit
-
-    def _judge_descent(self, window: Window, mean_s: float) -> float:
-        """See whether a lower limit has made attempts faster; if not, they are slow by nature."""
-        if window.peak_in_flight <= max(SMALL_LIMIT, self._policy.min):
-            if self._baseline is None:
-                self._baseline = self._measured(window, mean_s, proven=True)
-            self._drift_towards(mean_s, SMALL_DRIFT)
-        self._slow_windows += 1
-        if self._slow_windows < SETTLED_AFTER:
-            return self._limit
-        began = self._descent
-        if began is None:
-            self._descent = self._limit, mean_s
-        elif self._limit <= 0.5 * began[0]:
-            if mean_s > self._no_difference * began[1] and self._capped(mean_s) == mean_s:
-                self._baseline = self._measured(window, mean_s, proven=True)
-                self._forget_descent()
-                self._clear_windows = CLEAR_WINDOWS - 2  # this window and one at the old limit
-                return began[0]
-            self._descent = self._limit, mean_s
-        elif mean_s > 1.05 * began[1]:
-            # Still getting slower: only what follows the worst can show what a lower limit does.
-            self._descent = self._limit, mean_s
-        return self._limit
-
-    def _forget_descent(self) -> None:
-        self._slow_windows = 0
-        self._descent = None
+            self._follow(window, window.mean_s)
+        self._last_mean_s = window.mean_s or self._last_mean_s
 
     @property
-    def _no_difference(self) -> float:
-        """Half the limit is half the queue. Between "as slow" and "twice as fast" the line is drawn near the
-        former where a baseline is known: one that is raised by mistake would let the queue in."""
-        return 0.75 if self._baseline is None else 0.85
+    def _alarm_s(self) -> float:
+        """Attempts that take longer are much slower than they should be, and than they just were."""
+        if self._is_sudden or self._baseline is None:
+            return math.inf
+        return max(TOLERANCE * self.baseline_s / CLEAR_STEP, RISING * self._last_mean_s)
 
-    def _drift_towards(self, mean_s: float, share: float = DRIFT) -> None:
+    def _in_use(self, window: Window) -> bool:
+        # Of the limit as it is enforced: of 4, when it is 4.99, five can never be under way.
+        return window.peak_in_flight >= USED_SHARE * self.limit
+
+    def _give_way(self, window: Window) -> None:
+        """Attempts were lost."""
+        self._clear_windows = 0
+        self._before = None
+        gradient = 1.0 - window.loss_share
+        if window.mean_s is not None and self._baseline is not None:
+            gradient = min(gradient, self._gradient(window.mean_s))
+        gradient = max(0.5, gradient)
+        limit = self._limit * gradient
+        if gradient >= CLEAR_STEP:
+            limit += math.sqrt(limit) if self._in_use(window) else 0.0
+        elif window.rate_per_s > 0.0 and window.lost_after_s > 0.0:
+            ended_in_time = window.rate_per_s * window.lost_after_s
+            limit = min(limit, max(0.5 * limit, 0.5 * ended_in_time))
+        self._set(limit)
+
+    def _follow(self, window: Window, mean_s: float) -> None:
+        """All is answered, in ``mean_s`` on average."""
+        in_use = self._in_use(window)
+        if self._baseline is None and self._before is None and not in_use:
+            self._baseline = Baseline(self._capped(mean_s))
+        self._is_sudden = mean_s > RISING * self._last_mean_s and not self._is_sudden
+        slow = mean_s > TOLERANCE * self.baseline_s
+        if slow:
+            room = self._judge_slowness(window, mean_s, in_use=in_use)
+            if room is not None:
+                self._set(room + math.sqrt(room))
+                return
+            if self._is_no_reason(window, mean_s, in_use=in_use):
+                return
+            if self._is_sudden and self._baseline is not None:
+                # Not yet a reason to lower the limit, but one to let no more in than there are.
+                self._set(min(self._limit, window.peak_in_flight))
+                return
+        else:
+            self._before = None
+            self._learn(mean_s, in_use=in_use)
+        self._count_clear(window, mean_s, slow=slow)
+        self._step(self._gradient(mean_s), in_use=in_use)
+
+    def _gradient(self, mean_s: float) -> float:
+        return min(1.0, TOLERANCE * self.baseline_s / mean_s)
+
+    def _step(self, gradient: float, *, in_use: bool) -> None:
+        limit = self._limit * max(0.5, gradient)
+        if in_use and gradient >= CLEAR_STEP:
+            limit += limit if self._clear_windows >= CLEAR_WINDOWS else math.sqrt(limit)
+        self._set(limit)
+
+    def _set(self, limit: float) -> None:
+        self._limit = min(self._policy.max, max(self._policy.min, limit))
+
+    def _is_no_reason(self, window: Window, mean_s: float, *, in_use: bool) -> bool:
+        """Whether so few are under way that they can hardly be what makes each other slow."""
+        if window.peak_in_flight > SMALL_LIMIT or in_use:
+            return False
+        self._drift_towards(mean_s, SMALL_DRIFT)
+        return True
+
+    def _count_clear(self, window: Window, mean_s: float, *, slow: bool) -> None:
+        """Count the windows in which nothing was slow; far below the tolerance there is no queue at all. It
+        may only not show yet: then more have begun than end."""
+        if slow or mean_s > NO_QUEUE * self.baseline_s:
+            self._clear_windows = 0
+        elif window.rate_per_s < STEADY * window.peak_in_flight / mean_s:
+            self._clear_windows = min(self._clear_windows, CLEAR_WINDOWS - 1)
+        elif self._clear_windows < CLEAR_WINDOWS:
+            self._clear_windows += 1
+
+    def _learn(self, mean_s: float, *, in_use: bool) -> None:
+        """Move the baseline: down freely, up only when the load cannot be what makes attempts take longer."""
+        if in_use and mean_s < FASTER * self.baseline_s:
+            self._baseline = Baseline(mean_s)
+        elif mean_s < self.baseline_s or not in_use:
+            self._drift_towards(mean_s, DRIFT)
+
+    def _judge_slowness(self, window: Window, mean_s: float, *, in_use: bool) -> float | None:
+        """See whether a lower limit has made attempts faster; the room there is when it has not."""
+        baseline = self._baseline
+        if baseline is not None and self._is_sudden:
+            # What made them slow may have happened in the middle of the window.
+            self._before = None
+            return None
+        if baseline is not None and in_use and not baseline.is_proven(window.rate_per_s):
+            self._baseline = None
+        before = self._before
+        if before is not None and self._limit <= STEP_DOWN * before.limit:
+            if (room := self._room(before, mean_s)) is not None:
+                return room
+            self._before = Before(self._limit, mean_s)
+        elif before is None or mean_s > 1.05 * before.mean_s:
+            # Still getting slower: only what follows the worst can show what a lower limit does.
+            self._before = Before(self._limit, mean_s)
+        if self._limit <= self._policy.min:
+            self._settle(mean_s, math.inf if before is None else before.rate_per_s)
+        return None
+
+    def _room(self, before: Before, mean_s: float) -> float | None:
+        """How many fit, when a lower limit has shown what attempts take; None while they still queue."""
+        room = before.room_for(mean_s)
+        rising = mean_s > RISING * before.mean_s or self._capped(mean_s) < mean_s
+        if rising or room <= ROOM * self._limit:
+            return None
+        if room < ALL * before.limit:
+            self._settle(mean_s, before.rate_per_s)
+            return room
+        # The limit was not to blame, and nobody knows what the service can do.
+        self._settle(mean_s, math.inf)
+        return before.limit
+
+    def _settle(self, mean_s: float, rate_per_s: float) -> None:
+        """This is what attempts take, of a service that does so many per second."""
+        self._baseline = Baseline(self._capped(mean_s), rate_per_s)
+        self._before = None
+        self._clear_windows = CLEAR_WINDOWS - 1  # this was one; one more is to follow at the new limit
+
+    def _drift_towards(self, mean_s: float, share: float) -> None:
         if self._baseline is not None:
             seconds = self._baseline.seconds + share * (mean_s - self._baseline.seconds)
             self._baseline = replace(self._baseline, seconds=self._capped(seconds))
-
-    def _measured(self, window: Window, mean_s: float, *, proven: bool) -> Baseline:
-        rate_per_s = window.peak_in_flight / mean_s
-        return Baseline(self._capped(mean_s), window.peak_in_flight, rate_per_s, proven)
 
     def _capped(self, seconds: float) -> float:
         objective_s = self._policy.latency_objective_s
