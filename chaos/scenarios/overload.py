@@ -26,6 +26,8 @@ SMALL = Capacity(workers=3, service_ms=60)
 """50 calls/s: little enough that a flood of it is no load for the machine."""
 PAIR = Capacity(workers=2, service_ms=40)
 """As many a second, sooner: two seconds are fifty service times, or 17 when it is down to a third."""
+SLOW_PAIR = Capacity(workers=2, service_ms=80)
+"""25 calls/s, of which a flood of twelve times as many is still no load for the machine."""
 PAIR_SLOWER = replace(PAIR, service_ms=3 * PAIR.service_ms)
 TRIO_ALONE = replace(SMALL, workers=1)
 FOUND = StackShape(overlaid(LAB, adaptive(initial=20, queue=10)), capacity=PAIR)
@@ -44,15 +46,19 @@ AMBLE = Traffic(rate_per_s=28, timeout_s=1.0)
 """56 % of `SMALL`."""
 
 
-def _overload(name: str, times: str, flood: float, share: float) -> Scenario:
+def _amble(capacity: Capacity) -> Traffic:
+    return Traffic(rate_per_s=0.56 * capacity.per_s, timeout_s=1.0)
+
+
+def _overload(name: str, times: str, capacity: Capacity, *, flood: float, share: float) -> Scenario:
     return Scenario(
         name,
         f"{times} times the capacity offered: goodput stays near it, the rest is refused at once and typed.",
         (Placed(Flood(flood), begin=0.05, end=0.9),),
-        AMBLE,
-        FOUND,
+        _amble(capacity),
+        replace(FOUND, capacity=capacity),
         expects=(
-            found_goodput(PAIR.per_s, share),
+            found_goodput(capacity.per_s, share),
             useful_refusals(1.0),
             fast_refusals(0.3),
             little_late_work(0.01),
@@ -69,7 +75,7 @@ def _capacity_drop(
         name,
         f"When the downstream {how} under full load, the limit follows it down and back up.",
         (Placed(Flood(flood), begin=0.0, end=0.98), Placed(lowered, begin=0.25, end=0.65)),
-        AMBLE,
+        _amble(usual),
         replace(FOUND, capacity=usual),
         expects=(
             found_goodput(usual.per_s, share, lowered.per_s),
@@ -82,8 +88,8 @@ def _capacity_drop(
 
 
 OVERLOAD = (
-    _overload("overload-3x", "Three", 5.36, 0.95),
-    _overload("overload-10x", "Ten", 17.9, 0.9),
+    _overload("overload-3x", "Three", PAIR, flood=5.36, share=0.95),
+    _overload("overload-10x", "Ten", SLOW_PAIR, flood=17.9, share=0.9),
     Scenario(
         "overload-small-relay",
         "Behind a told limit and a short queue a spike is served as far as it fits and refused beyond.",
@@ -113,10 +119,10 @@ OVERLOAD = (
         "criticality-flood",
         "A flood of SHEDDABLE calls of twelve times the capacity costs the CRITICAL ones nothing.",
         (Placed(Flood(25), begin=0.05, end=0.95),),
-        Traffic(mix=(CRITICAL,), flood=(SHEDDABLE,), rate_per_s=25, timeout_s=1.0),
-        FOUND,
+        Traffic(mix=(CRITICAL,), flood=(SHEDDABLE,), rate_per_s=12.5, timeout_s=1.0),
+        replace(FOUND, capacity=SLOW_PAIR),
         expects=(class_served("CRITICAL", 0.994), useful_refusals(1.0), fast_refusals(0.5)),
-        timing=LONG,
+        timing=replace(LONG, fault_s=30.0),
         short=OVERLOAD_TIME,
     ),
     Scenario(

@@ -8,9 +8,9 @@ import pytest
 
 from relay_service.core.admission import Admission, Demand
 from relay_service.core.evidence import Delivery
+from relay_service.core.gradient_limit import Baseline
 from relay_service.core.limit import (
     AimdLimit,
-    Baseline,
     ConcurrencyLimit,
     FixedLimit,
     GradientLimit,

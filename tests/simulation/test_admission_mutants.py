@@ -14,7 +14,8 @@ import test_the_default_limit as default_limit
 from relay_service.core.admission import Admission
 from relay_service.core.cohorts import Cohorts
 from relay_service.core.fair_queue import FairQueue, Which
-from relay_service.core.limit import Baseline, GradientLimit, LoadSign, Sampler
+from relay_service.core.gradient_limit import Baseline, GradientLimit
+from relay_service.core.load_window import LoadSign, Sampler
 from relay_service.core.quota import ClientQuotas
 
 Patch = pytest.MonkeyPatch
