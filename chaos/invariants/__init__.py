@@ -2,7 +2,7 @@
 
 `calls` judges calls one by one and against the ledger (I1, I2, I5, I7), `load` what retries add (I4) and how
 overload is borne (I5), `recovery` the return to service (I6), `conservation` the relay's own books (I7),
-`controls` whether the run can tell anything at all. What was promised of jobs (I3) takes its place here.
+`jobs` what became of durable jobs (I3), `controls` whether the run can tell anything at all.
 """
 
 from chaos.invariants.calls import (
@@ -26,7 +26,9 @@ from chaos.invariants.controls import (
     faults_were_set,
     generator_kept_up,
     machine_kept_up,
+    machine_was_full,
 )
+from chaos.invariants.jobs import accepted_jobs_are_kept, jobs_add_up, jobs_get_done
 from chaos.invariants.load import (
     amplification_at_most,
     class_is_served,
@@ -42,6 +44,7 @@ from chaos.invariants.recovery import recovers, stays_down
 
 __all__ = [
     "DEADLINE_SLACK_S",
+    "accepted_jobs_are_kept",
     "all_accounted_for",
     "amplification_at_most",
     "answered_in_time",
@@ -57,10 +60,13 @@ __all__ = [
     "final_tries",
     "generator_kept_up",
     "goodput_at_least",
+    "jobs_add_up",
+    "jobs_get_done",
     "little_late_work",
     "little_work_wasted",
     "load_as_predicted",
     "machine_kept_up",
+    "machine_was_full",
     "no_storm",
     "nothing_left_in_flight",
     "pushback_worked",

@@ -5,6 +5,7 @@ from chaos.scenarios.network import MIXED, NETWORK
 from chaos.scenarios.overload import OVERLOAD
 from chaos.scenarios.policies import NO_WORD
 from chaos.scenarios.processes import PROCESSES
+from chaos.scenarios.stores import STORES
 from chaos.scenarios.trouble import TROUBLE
 
 DRAWN = Scenario(
@@ -14,7 +15,7 @@ DRAWN = Scenario(
     stack=StackShape(NO_WORD),
     tags=frozenset({"kills"}),
 )
-SCENARIOS: tuple[Scenario, ...] = (*NETWORK, *PROCESSES, *TROUBLE, *OVERLOAD, DRAWN)
+SCENARIOS: tuple[Scenario, ...] = (*NETWORK, *PROCESSES, *STORES, *TROUBLE, *OVERLOAD, DRAWN)
 
 
 class UnknownScenarioError(ValueError):

@@ -31,6 +31,9 @@ __all__ = [
     "make_limit",
 ]
 
+_IGNORED = LoadSign.IGNORED
+"""Read with every attempt's end, and much faster than off its class (Python 3.11)."""
+
 
 class ConcurrencyLimit(Protocol):
     """How many attempts may be under way."""
@@ -95,9 +98,9 @@ class AimdLimit:
 
     def record(self, outcome: LoadSign, held_s: float, in_flight: int, now: float) -> None:
         """See `ConcurrencyLimit.record`."""
-        if outcome is LoadSign.IGNORED:
+        if outcome is _IGNORED:
             return
-        window = self._sampler.add(outcome, held_s, in_flight, now, limit=self._limit)
+        window = self._sampler.add(outcome, held_s, in_flight, now, self._limit)
         if window is None:
             return
         objective_s = self._policy.latency_objective_s

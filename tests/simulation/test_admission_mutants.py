@@ -102,8 +102,8 @@ def a_part_of_a_permit_counts_as_one(patch: Patch) -> None:
 def windows_begin_under_the_old_limit(patch: Patch) -> None:
     add = Sampler.add
 
-    def added(self: Sampler, outcome: Any, held_s: float, _in_flight: int, now: float, **told: Any) -> Any:
-        return add(self, outcome, held_s, min(_in_flight, int(told["limit"])), now, **told)
+    def added(self: Sampler, outcome: Any, held_s: float, in_flight: int, *rest: float) -> Any:
+        return add(self, outcome, held_s, min(in_flight, int(rest[-1])), *rest)
 
     patch.setattr(Sampler, "add", added)
 
