@@ -36,7 +36,7 @@ from relay_service.core.quota import ClientQuotas
 from relay_service.core.reason import Reason
 from relay_service.core.throttle import Throttles
 from relay_service.core.verdict import Verdict
-from relay_service.courses import Courses, same_upstreams
+from relay_service.courses import Course, Courses, same_upstreams
 from relay_service.destination import Destination
 from relay_service.forwarding import ForwardedCall, Plan
 from relay_service.idempotency.caller import KeyedCall
