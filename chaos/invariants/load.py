@@ -7,7 +7,7 @@ from heapq import nlargest
 from itertools import islice, pairwise
 
 from chaos.findings import OFFENDERS_SHOWN_MAX, Finding, Verdict, offender
-from chaos.history import CallRecord, LoadSample
+from chaos.history import CallRecord, LedgerEntry, LoadSample
 from chaos.selection import chosen
 from chaos.traces import SpanRecord, Traces
 from chaos.tracing import CLIENT_SERVICE_NAME
@@ -128,6 +128,28 @@ def little_work_wasted(samples: Sequence[LoadSample], share: float, minimum: int
     return Finding(
         "I5", statement, verdict, f"{wasted:,} of {done:,}", measured=part, expected=share, unit="%"
     )
+
+
+def little_late_work(
+    calls: Calls, ledger: Iterable[LedgerEntry], began_unix_ns: int, share: float, minimum: int
+) -> Finding:
+    """I5: at most ``share`` of the work that was done was done after its caller's last deadline."""
+    deadlines: dict[str, float] = {}
+    for call in calls:
+        if call.sent_s is not None and call.timeout_s is not None:
+            latest_s = max(deadlines.get(call.operation, 0.0), call.sent_s + call.timeout_s)
+            deadlines[call.operation] = latest_s
+    done = late = 0
+    for entry in ledger:
+        if (deadline_s := deadlines.get(entry.operation)) is not None:
+            done += 1
+            late += (entry.at_unix_ns - began_unix_ns) / 1e9 > deadline_s
+    statement = f"less than {share:.0%} of the downstream's work ends after its caller's deadline"
+    if done < minimum:
+        return Finding("I5", statement, Verdict.COULD_NOT_TELL, f"only {done:,} pieces of work")
+    part = late / done
+    verdict = Verdict.HELD if part < share else Verdict.BROKEN
+    return Finding("I5", statement, verdict, f"{late:,} of {done:,}", measured=part, expected=share)
 
 
 def pushback_worked(calls: Calls, share: float, minimum: int) -> Finding:
