@@ -78,7 +78,13 @@ def live_tables() -> Iterator[Show]:
 
 def report(stats: Stats) -> RenderableType:
     """Everything about one look that fits on a screen."""
-    parts: list[RenderableType] = [_policy(stats.policy), _calls(stats), _queue(stats), _upstreams(stats)]
+    parts: list[RenderableType] = [
+        *_alerts(stats),
+        _policy(stats.policy),
+        _calls(stats),
+        _queue(stats),
+        _upstreams(stats),
+    ]
     parts.append(_pools(stats))
     if any(upstream.bulkheads for upstream in stats.upstreams):
         parts.append(_bulkheads(stats))
@@ -114,6 +120,12 @@ def _table(title: str, *columns: str) -> Table:
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right")
     return table
+
+
+def _alerts(stats: Stats) -> Iterator[str]:
+    for alert in stats.alerts:
+        age_s = alert.age.ToTimedelta().total_seconds()
+        yield f"ALERT {alert.severity} {alert.alert}, for {age_s:.0f} s: {alert.message}"
 
 
 def _policy(policy: Policy) -> str:
