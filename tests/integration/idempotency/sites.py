@@ -42,18 +42,28 @@ class Member:
     command: list[str]
     address: str = FREE
     admin: str = FREE
+    pid: int = 0
     channel: grpc.aio.Channel | None = None
 
     async def start(self, *more: str) -> None:
         ready = await self.process.start([*self.command, *self._where(), *more])
         self.address = ready.get("relay") or ready["listen"]
         self.admin = ready.get("admin", "")
+        self.pid = ready.get("pid", 0)
         self.channel = grpc.aio.insecure_channel(self.address, CHANNEL_OPTIONS)
 
     async def start_again(self, *more: str) -> None:
         """kill -9, if it still runs, and start at the same address; callers keep their channel."""
         await self.process.kill()
         await self.process.start([*self.command, *self._where(), *more])
+
+    async def is_stopped(self) -> bool:
+        """Whether the process is stopped (SIGSTOP), as the system sees it."""
+        ps = await asyncio.create_subprocess_exec(
+            "ps", "-o", "stat=", "-p", str(self.pid), stdout=asyncio.subprocess.PIPE
+        )
+        out, _ = await ps.communicate()
+        return out.startswith(b"T")
 
     def _where(self) -> list[str]:
         is_relay = "relay_service" in self.command
