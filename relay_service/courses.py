@@ -18,7 +18,7 @@ from relay_service.core.policy import MethodPolicy, RelayPolicy
 from relay_service.core.reason import Reason
 from relay_service.core.throttle import AdaptiveThrottle, Throttles
 from relay_service.core.value import value
-from relay_service.destination import Destination
+from relay_service.destination import Destination, Diversion
 from relay_service.forwarding import Plan
 from relay_service.ports import Headers, UpstreamPort
 from relay_service.refusal import Refusal
@@ -48,8 +48,9 @@ class Course:
     ) -> Plan:
         """The plan of a call on this course."""
         first, *later = self.destinations
+        port = Diversion(first) if self.fell_back else first.port
         hedge_port = None if self.fell_back else first.hedge_port
-        return Plan(method, metadata, first.port, policy, deadline, demand, first, hedge_port, tuple(later))
+        return Plan(method, metadata, port, policy, deadline, demand, first, hedge_port, tuple(later))
 
 
 def same_upstreams(old: RelayPolicy, new: RelayPolicy) -> list[str]:

@@ -36,7 +36,7 @@ from relay_service.core.reason import Reason
 from relay_service.core.status import Code
 from relay_service.core.value import value
 from relay_service.core.verdict import Fate, Origin, Verdict
-from relay_service.destination import Destination
+from relay_service.destination import Destination, Diversion
 from relay_service.ports import (
     Attempt,
     AttemptEnd,
@@ -210,8 +210,7 @@ class ForwardedCall:
                 self._act_on_hedge(action, now)
 
     def _fall_back(self, destination: Destination) -> None:
-        destination.fallbacks += 1
-        self._plan = replace(self._plan, upstream=destination.port, hedge_upstream=None)
+        self._plan = replace(self._plan, upstream=Diversion(destination), hedge_upstream=None)
 
     def _start_attempt(self, number: int, timeout_s: float | None, now: float) -> None:
         plan = self._plan

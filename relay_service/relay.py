@@ -7,7 +7,6 @@ the headers is decided there, before anything is allocated for the call.
 
 import base64
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from random import Random
 from types import MappingProxyType
 
@@ -67,10 +66,8 @@ SECRET_BYTES = 16
 OWN_SERVICE_POLICY = MethodPolicy(
     default_timeout_s=None, max_timeout_s=None, attempt_timeout_s=None, retry=NO_RETRY, replay_buffer_bytes=0
 )
-"""Calls to the relay's own services are handed over as they are."""
-
-OWN_SERVICE_RETRY = replace(NO_RETRY, retryable_codes=frozenset())
-"""Nor is their UNAVAILABLE taken for a refusal: a store that died amid a commit may have kept the job."""
+"""Calls to the relay's own services are handed over as they are. Their UNAVAILABLE is not taken for a
+refusal: a store that died amid a commit may have kept the job."""
 
 OWN_SERVICE_DEMAND = Demand()
 """They ask nothing of the admission, and get it."""
@@ -188,7 +185,8 @@ class Relay:
     @property
     def in_flight(self) -> int:
         """Calls that have no verdict yet, and keyed work that has outlived its callers."""
-        return self._in_flight + (self._keys.waiting if self._keys is not None else 0)
+        keys = self._keys
+        return self._in_flight + (keys.waiting + keys.settling if keys is not None else 0)
 
     @property
     def draining(self) -> bool:
@@ -287,7 +285,7 @@ class Relay:
         metadata.append((contract.IDENTITY, base64.b64encode(head.identity.encode())))
         plan = Plan(head.method, metadata, upstream, OWN_SERVICE_POLICY, deadline, OWN_SERVICE_DEMAND)
         machine = Call(
-            OWN_SERVICE_RETRY,
+            NO_RETRY,
             safety=Safety.NONE,
             has_key=False,
             deadline=deadline,
@@ -402,8 +400,6 @@ class Relay:
     def _count_in(self, course: Course) -> None:
         """`call_ended` counts it out."""
         self._in_flight += 1
-        if course.fell_back:
-            course.destinations[0].fallbacks += 1
         for destination in course.destinations:
             destination.enter()
 
@@ -420,13 +416,18 @@ class Relay:
 
     def _admit_stream(self, demand: Demand, admission: Admission[UnaryCall], now: float) -> None:
         """It is counted where it begins, also when it falls back."""
-        self._charge_quota(demand.client, now)
         if not admission.open_stream():
             pushback_s = admission.stream_pushback_s(self._rng)
             raise Refusal(Reason.STREAM_LIMIT, pushback_s, admission.subject)
+        try:
+            self._charge_quota(demand.client, now)
+        except Refusal:
+            admission.close_stream()
+            raise
 
     def _charge_quota(self, client: bytes, now: float) -> None:
-        """Last of all, so that no client pays for a call that is refused for another reason."""
+        """Last of all that is decided at the headers, so that no client pays for a call that is refused there
+        for another reason. What is shed from the queue later has been paid for: it did take a place."""
         if self._quotas is not None and (wait_s := self._quotas.take(client, now)) > 0.0:
             # Not before there is a token, and not all at once when there is one.
             pushback_s = wait_s * self._rng.uniform(1.0, 1.5)

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator
 from chaos.findings import Finding, Offender, judge, offender
 from chaos.history import CallRecord, JobRecord, LedgerEntry, Outcome
 from chaos.plan import SUBMIT_METHOD
+from chaos.selection import chosen
 
 COMPLETED = "completed"
 ENDS = frozenset({COMPLETED, "cancelled", "dead"})
@@ -22,7 +23,7 @@ def accepted_jobs_are_kept(
     """I3: each submission answered OK is in the relay's books; what is completed there is in the ledger."""
     by_operation = {job.operation: job for job in jobs}
     charged = {entry.operation for entry in ledger}
-    accepted = [call for call in _submissions(calls) if call.ok]
+    accepted = chosen(calls, lambda call: call.method == SUBMIT_METHOD and call.ok)
 
     def lost() -> Iterator[Offender]:
         for call in accepted:

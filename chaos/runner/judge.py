@@ -10,7 +10,7 @@ from chaos.history import since_start
 from chaos.percentile import percentile_of
 from chaos.plan import SUBMIT_METHOD
 from chaos.runner.plan import RunConfig
-from chaos.traces import failures_are_traced, traces_are_whole
+from chaos.traces import failures_are_traced, is_read, traces_are_whole
 
 CALLS_PER_PHASE_MIN = 12
 RECOVERY_SHARE = 0.95
@@ -36,7 +36,8 @@ def judge_run(config: RunConfig, evidence: Evidence) -> tuple[Finding, ...]:
         *_promises(config, evidence),
         *(expected.judge(evidence) for expected in config.scenario.expects),
     )
-    full = invariants.machine_was_full(evidence.history.loads)
+    # Of a mutant it is asked whether the lab notices, and not whether the relay is to blame.
+    full = None if config.change.name else invariants.machine_was_full(evidence.history.loads)
     if worst(room) is not Verdict.HELD or full is not None:
         share = "" if full is None else f": something waited for a CPU {full:.0%} of the time"
         why = f"the machine was too busy to blame the relay{share}"
@@ -85,11 +86,16 @@ def _promises(config: RunConfig, evidence: Evidence) -> Iterator[Finding]:
     if scenario.stack.relays == 1:
         excused = sum(since_start(history.relays, name) for name in ("spans_suppressed", "spans_dropped"))
         deaths = list(_deaths(evidence))
-        yield failures_are_traced(calls, evidence.traces, excused, lost_between=deaths)
+        looked_at = (call for call in calls if is_read(call.trace_id, evidence.traces_one_in))
+        yield failures_are_traced(looked_at, evidence.traces, excused, lost_between=deaths)
 
 
 def _traces(config: RunConfig, evidence: Evidence) -> Finding:
-    answered = (call for call in evidence.calls if call.ok or call.origin is not None)
+    answered = (
+        call
+        for call in evidence.calls
+        if (call.ok or call.origin is not None) and is_read(call.trace_id, evidence.traces_one_in)
+    )
     return traces_are_whole(
         answered,
         evidence.traces,

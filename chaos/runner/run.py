@@ -27,7 +27,7 @@ from chaos.runner.rig import front_trace_files, put_up, stack_config, surroundin
 from chaos.scenarios.model import OVERTIME_S
 from chaos.stack import MemberDiedError, PortBusyError, Stack
 from chaos.toxiproxy.errors import ToxiproxyError
-from chaos.traces import read_traces
+from chaos.traces import read_traces, share_to_read
 from chaos.tracing import ClientTracing
 from chaos.traffic import Limits, run_open_loop
 
@@ -200,10 +200,12 @@ def _evidence(config: RunConfig, planned_count: int, drained_s: float) -> Eviden
         *(config.out_dir / name for name in ("relay.jsonl", "downstream.jsonl")),
         *front_trace_files(config),
     ]
+    one_in = share_to_read(spans)
     return Evidence(
         history=read_history(config.out_dir / HISTORY_FILE),
-        traces=read_traces(spans),
+        traces=read_traces(spans, one_in),
         planned_count=planned_count,
         faults_planned=len(config.plan.schedule.faults),
         drained_s=drained_s,
+        traces_one_in=one_in,
     )

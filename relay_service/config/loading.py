@@ -181,12 +181,19 @@ def _idempotency(block: IdempotencyBlock | None) -> IdempotencyPolicy | None:
 
 
 def _retry(config: MethodConfig | None, jitter: Jitter, off: frozenset[str]) -> RetryPolicy:
-    """As in gRPC, nothing is retried where no entry says so."""
-    if "retry" in off or config is None:
+    """As in gRPC, nothing is retried where no entry says so.
+
+    With retries off the codes keep their word: what they say of an answer is as true of the only attempt.
+    """
+    if config is None:
         return NO_RETRY
+    block = config.retry_policy
+    if "retry" in off:
+        return (
+            NO_RETRY if block is None else replace(NO_RETRY, retryable_codes=frozenset(block.retryable_codes))
+        )
     if config.hedging_policy is not None:
         return _retry_of_hedging(config.hedging_policy, jitter)
-    block = config.retry_policy
     if block is None:
         return NO_RETRY
     return RetryPolicy(

@@ -60,6 +60,10 @@ class RetryBudget:
         self._tokens -= 1.0
         return True
 
+    def give_back(self) -> None:
+        """The token of a retry that was not made after all."""
+        self._tokens = min(self._policy.burst, self._tokens + 1.0)
+
 
 class RetryThrottle:
     """gRFC A6 ``retryThrottling``: failures take one token, successes give ``token_ratio`` back.
@@ -116,6 +120,16 @@ class RetryGate:
     def allow_retry(self, now: float) -> bool:
         """Charge one retry, before its backoff. False means that the call ends here."""
         return self._charge(now, keep=0.0)
+
+    def refund(self) -> None:
+        """A retry that was charged is not made: its caller left in the backoff, or nothing would take it.
+
+        Only such are refunded, and not those that succeed, as in the AWS SDKs' standard mode: a retry that
+        was made has been load, whatever came of it, and the bound is on load.
+        """
+        if self._budget:
+            self._budget.give_back()
+        self._granted -= 1
 
     def allow_hedge(self, now: float) -> bool:
         """Charge one hedge. False means that the call goes on without."""

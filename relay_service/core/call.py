@@ -109,8 +109,9 @@ class Call:
     ``fell_back`` says that the call has left its own before it began.
 
     State: where the call stands, the attempts made, the main attempt under way (its number, 0 for none) and
-    the breaker's permit for it, the hedges, the worst evidence so far, how the last attempt ended (when
-    SETTLING: the answer), and why the call stops, while attempts are given up for that.
+    the breaker's permit for it, whether the next retry has been paid for, the hedges, the worst evidence so
+    far, how the last attempt ended (when SETTLING: the answer), and why the call stops, while attempts are
+    given up for that.
     """
 
     __slots__ = (
@@ -129,6 +130,7 @@ class Call:
         "_last",
         "_main",
         "_may_repeat",
+        "_paid",
         "_pending",
         "_permit",
         "_retry",
@@ -184,6 +186,7 @@ class Call:
         self._backoff: Backoff | None = None
         self._pending: Event | None = None
         self._won_by_hedge = False
+        self._paid = False
 
     @property
     def state(self) -> State:
@@ -252,6 +255,7 @@ class Call:
         self._state = _ATTEMPTING
         self._attempts += 1
         self._main = self._attempts
+        self._paid = False
         if self._is_first_here:
             self._is_first_here = False
             self._gate.first_attempt()
@@ -385,6 +389,7 @@ class Call:
             return self._refused(Reason.ADAPTIVE_THROTTLE, self._throttle.pushback_s(now, self._rng))
         if not self._gate.allow_retry(now):
             return self._give_up(Reason.BUDGET_EXHAUSTED)
+        self._paid = True
         self._state = State.BACKING_OFF
         return (WaitBackoff(now + delay_s),)
 
@@ -477,6 +482,7 @@ class Call:
                 if lane.throttle is not None and lane.throttle.refuses(now, self._rng):
                     pushback_s = lane.throttle.pushback_s(now, self._rng)
                     return self._refused(Reason.ADAPTIVE_THROTTLE, pushback_s)
+                self._refund()
                 self._gate, self._breaker, self._throttle = lane
                 self._fell_back = self._is_first_here = True
                 self._backoff = None
@@ -502,6 +508,12 @@ class Call:
         harmless = self._safety in (Safety.NO_SIDE_EFFECTS, Safety.IDEMPOTENT)
         return self._evidence is Evidence.AMBIGUOUS and not harmless
 
+    def _refund(self) -> None:
+        """A retry that is not made costs nothing."""
+        if self._paid:
+            self._paid = False
+            self._gate.refund()
+
     def _end(self, words: Told) -> Actions:
         self._state = _DONE
         known = self._attempts or self._evidence is _AMBIGUOUS
@@ -519,4 +531,5 @@ class Call:
             fell_back=self._fell_back,
             subject=words.subject,
         )
+        self._refund()
         return (Finish(verdict),)

@@ -68,7 +68,8 @@ class RetryPolicy:
             raise ValueError("retryable_codes must not hold OK: a success is never retried")
 
 
-NO_RETRY = RetryPolicy(max_attempts=1)
+NO_RETRY = RetryPolicy(max_attempts=1, retryable_codes=frozenset())
+"""One attempt; and without an operator's word no answered code means that nothing was executed."""
 
 HEDGE_QUANTILE = 0.95
 """With it at most one call in twenty is hedged."""

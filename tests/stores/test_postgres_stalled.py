@@ -20,7 +20,7 @@ async def store(postgres_rig: Any) -> PostgresStore:
     """A relay that looks after the others often."""
     first = await postgres_rig.engine()
     quick = PostgresStore(
-        replace(postgres_rig.settings, health_check_s=0.1, idle_transaction_s=0.3, statement_timeout_s=1.0)
+        replace(postgres_rig.settings, health_check_s=0.1, idle_transaction_s=0.3, statement_timeout_s=2.0)
     )
     postgres_rig.stores.append(quick)
     await quick.open()
@@ -29,7 +29,7 @@ async def store(postgres_rig: Any) -> PostgresStore:
 
 
 async def session(rig: Any, name: str) -> AsyncIterator[Any]:
-    limits = {"statement_timeout": "1000", "idle_in_transaction_session_timeout": "300"}
+    limits = {"statement_timeout": "20000", "idle_in_transaction_session_timeout": "300"}
     connection = await asyncpg.connect(
         rig.settings.url, server_settings={"application_name": name, **limits}, timeout=BOUND_S
     )

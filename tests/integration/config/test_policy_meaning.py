@@ -504,3 +504,18 @@ class TestLookUp:
     def test_a_value_that_could_not_mean_anything_is_refused_by_its_name(self, make, field: str) -> None:
         with pytest.raises(ValueError, match=field):
             make()
+
+
+def test_retries_off_leaves_the_operators_word_on_codes_and_none_given_means_none(loaded) -> None:
+    """An answer is not more harmless for being the only one."""
+    retry = {
+        "maxAttempts": 3,
+        "initialBackoff": "0.1s",
+        "maxBackoff": "1s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    }
+    policy = loaded({"methodConfig": [{"name": [{}], "retryPolicy": retry}], "relay": {"off": ["retry"]}})
+    kept = policy.method_policy("a.B/C").retry
+    assert (kept.max_attempts, kept.retryable_codes) == (1, {Code.UNAVAILABLE})
+    assert loaded({}).method_policy("a.B/C").retry.retryable_codes == frozenset()

@@ -99,6 +99,35 @@ async def test_each_breaker_is_told_with_its_state_and_what_it_has_seen(admin) -
     }
 
 
+async def test_each_compartment_is_told_with_its_own_queue(admin) -> None:
+    (upstream,) = (await admin.GetStats(admin_pb2.GetStatsRequest(), timeout=10)).stats.upstreams
+    own, slow = upstream.bulkheads
+    assert (own.methods, slow.methods) == ("", "a.B/Slow")
+    assert (own.queue.length, own.queue.workers_busy, own.queue.workers, own.queue.streams) == (1, 2, 3, 4)
+    assert (slow.queue.length, slow.queue.capacity, slow.queue.workers_busy) == (6, 8, 9)
+
+
+async def test_the_connections_are_told_by_state_and_by_what_happened_to_them(admin) -> None:
+    (upstream,) = (await admin.GetStats(admin_pb2.GetStatsRequest(), timeout=10)).stats.upstreams
+    told = {field.name: value for field, value in upstream.pool.ListFields()}
+    assert dict(told.pop("connections")) == {"READY": 1, "RESTING": 2}
+    last, slowest = told.pop("ping_round_trip"), told.pop("ping_round_trip_max")
+    assert (last.ToTimedelta().total_seconds(), slowest.ToTimedelta().total_seconds()) == (0.0125, 0.25)
+    assert told == {
+        "streams": 3,
+        "waiting": 4,
+        "connects": 5,
+        "connect_failures": 6,
+        "reconnects": 7,
+        "disconnects": 8,
+        "goaways": 9,
+        "pings": 10,
+        "pings_answered": 11,
+        "zombies": 12,
+        "attempts_unsent": 13,
+    }
+
+
 async def test_hedging_is_told_with_what_was_learned_and_what_was_held_back(admin) -> None:
     (upstream,) = (await admin.GetStats(admin_pb2.GetStatsRequest(), timeout=10)).stats.upstreams
     hedging = upstream.hedging
