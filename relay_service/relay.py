@@ -66,8 +66,8 @@ SECRET_BYTES = 16
 OWN_SERVICE_POLICY = MethodPolicy(
     default_timeout_s=None, max_timeout_s=None, attempt_timeout_s=None, retry=NO_RETRY, replay_buffer_bytes=0
 )
-"""Calls to the relay's own services are handed over as they are. Their UNAVAILABLE is not taken for a refusal:
-a store that died amid a commit may have kept the job."""
+"""Calls to the relay's own services are handed over as they are. Their UNAVAILABLE is not taken for a
+refusal: a store that died amid a commit may have kept the job."""
 
 OWN_SERVICE_DEMAND = Demand()
 """They ask nothing of the admission, and get it."""

@@ -62,7 +62,7 @@ def amplification_at_most(
     factor = arrived / sent
     verdict = Verdict.HELD if arrived <= ratio * sent + burst else Verdict.BROKEN
     detail = f"{arrived:,} attempts for {sent:,} calls: \N{MULTIPLICATION SIGN}{factor:.3f}"
-    return Finding("I4", statement, verdict, detail, measured=factor, expected=ratio)
+    return Finding("I4", statement, verdict, detail, measured=factor, expected=ratio, unit="x")
 
 
 def success_at_least(
@@ -76,13 +76,21 @@ def success_at_least(
     good = 1 - len(failed) / len(calls)
     detail = f"{good:.2%} of {len(calls):,}"
     if good >= share:
-        return Finding(promise, statement, Verdict.HELD, detail, measured=good, expected=share)
+        return Finding(promise, statement, Verdict.HELD, detail, measured=good, expected=share, unit="%")
     shown = tuple(
         offender(call, f"{call.code} {call.reason or ''}".strip())
         for call in islice(failed, OFFENDERS_SHOWN_MAX)
     )
     return Finding(
-        promise, statement, Verdict.BROKEN, detail, shown, len(failed), measured=good, expected=share
+        promise,
+        statement,
+        Verdict.BROKEN,
+        detail,
+        shown,
+        len(failed),
+        measured=good,
+        expected=share,
+        unit="%",
     )
 
 
@@ -99,7 +107,7 @@ def goodput_at_least(
     part = goodput / capacity_per_s
     detail = f"{goodput:.1f} calls/s ({part:.0%}) of {offered / (end_s - begin_s):.0f} offered"
     verdict = Verdict.HELD if part >= share else Verdict.BROKEN
-    return Finding("I5", statement, verdict, detail, measured=part, expected=share)
+    return Finding("I5", statement, verdict, detail, measured=part, expected=share, unit="%")
 
 
 def class_is_served(calls: Calls, criticality: str, share: float, minimum: int) -> Finding:
@@ -117,7 +125,9 @@ def little_work_wasted(samples: Sequence[LoadSample], share: float, minimum: int
         return Finding("I5", statement, Verdict.COULD_NOT_TELL, f"only {done:,} pieces of work")
     part = wasted / done
     verdict = Verdict.HELD if part <= share else Verdict.BROKEN
-    return Finding("I5", statement, verdict, f"{wasted:,} of {done:,}", measured=part, expected=share)
+    return Finding(
+        "I5", statement, verdict, f"{wasted:,} of {done:,}", measured=part, expected=share, unit="%"
+    )
 
 
 def little_late_work(
@@ -160,7 +170,7 @@ def retries_are_spread(traces: Traces, variation: float, minimum: int) -> Findin
     spread = statistics.pstdev(waits) / (statistics.fmean(waits) or 1.0)
     verdict = Verdict.HELD if spread >= variation else Verdict.BROKEN
     detail = f"{spread:.0%} over {len(waits):,} waits of {statistics.fmean(waits) * 1000:.0f} ms on average"
-    return Finding("C03", statement, verdict, detail, measured=spread, expected=variation)
+    return Finding("C03", statement, verdict, detail, measured=spread, expected=variation, unit="%")
 
 
 def _first_wait(spans: Iterable[SpanRecord]) -> Iterator[float]:

@@ -231,7 +231,9 @@ def spared(attempts_per_call: float) -> Expectation:
         ratio = (samples[-1].calls - samples[0].calls) / offered
         verdict = Verdict.HELD if ratio <= attempts_per_call else Verdict.BROKEN
         detail = f"{ratio:.2f} for each of {offered:,} calls"
-        return Finding("C06", statement, verdict, detail, measured=ratio, expected=attempts_per_call)
+        return Finding(
+            "C06", statement, verdict, detail, measured=ratio, expected=attempts_per_call, unit="x"
+        )
 
     return Expectation(f"a dead upstream gets at most {attempts_per_call:g} attempts for each call", judge)
 
@@ -345,7 +347,9 @@ def slower_by(at_least_ms: float) -> Expectation:
         statement = f"the fault slows calls by {at_least_ms:g} ms"
         verdict = Verdict.HELD if slower_ms >= at_least_ms else Verdict.COULD_NOT_TELL
         detail = f"the median by {slower_ms:.1f} ms"
-        return Finding("control", statement, verdict, detail, measured=slower_ms, expected=at_least_ms)
+        return Finding(
+            "control", statement, verdict, detail, measured=slower_ms, expected=at_least_ms, unit="ms"
+        )
 
     return Expectation(f"calls are slower by {at_least_ms:g} ms", judge)
 
@@ -383,4 +387,4 @@ def _ended_within(
     quick = sum(call.latency_s <= within_s for call in calls) / len(calls)
     verdict = Verdict.HELD if quick >= share else Verdict.BROKEN
     detail = f"{quick:.2%} of {len(calls):,}"
-    return Finding(invariant, statement, verdict, detail, measured=quick, expected=share)
+    return Finding(invariant, statement, verdict, detail, measured=quick, expected=share, unit="%")

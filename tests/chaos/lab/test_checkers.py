@@ -253,3 +253,11 @@ def test_pressure_is_read_where_the_machine_tells_it(tmp_path):
     told.write_text("some avg10=1.00 avg60=2.00 avg300=3.00 total=2500000\nfull avg10=0.00 total=0\n")
     assert cpu_waited_s(told) == 2.5
     assert cpu_waited_s(tmp_path / "none") == 0.0
+
+
+def test_a_refusal_without_a_reason_is_named_unless_the_client_lost_it_with_its_connection():
+    silent = failed(7, origin="relay", reason=None)
+    calls = [*CALLS[:7], silent, *CALLS[8:]]
+    assert invariants.all_accounted_for(COUNT, calls).offenders[0].call_id == 7
+    calls[7] = replace(silent, message="Stream removed (Socket closed)")
+    assert invariants.all_accounted_for(COUNT, calls).verdict is Verdict.HELD
