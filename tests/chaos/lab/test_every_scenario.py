@@ -30,8 +30,7 @@ SELDOM = {
     "capacity-drop-10x",
     "capacity-drop-workers",
 }
-"""Like others that are run each time, and each needs a server of its own, or a machine to itself: with the long
-runs."""
+"""Like others that are run each time; each needs a server of its own, or a machine to itself."""
 OFTEN = [scenario.name for scenario in SCENARIOS if scenario.name not in SELDOM]
 
 pytestmark = pytest.mark.timeout(900)
