@@ -1,8 +1,9 @@
 """The promises as pure functions of what was recorded: history, ledger and spans in, `Finding` out.
 
 `calls` judges calls one by one and against the ledger (I1, I2, I5, I7), `load` what retries add (I4) and how
-overload is borne (I5), `recovery` the return to service (I6), `conservation` the relay's own books (I7),
-`controls` whether the run can tell anything at all. What was promised of jobs (I3) takes its place here.
+overload is borne (I5), `second_attempts` what retries and hedges cost and buy where they arrive (I4, C07),
+`recovery` the return to service (I6), `conservation` the relay's own books (I7), `controls` whether the run
+can tell anything at all. What was promised of jobs (I3) takes its place here.
 """
 
 from chaos.invariants.calls import (
@@ -38,6 +39,12 @@ from chaos.invariants.load import (
     success_at_least,
 )
 from chaos.invariants.recovery import recovers, stays_down
+from chaos.invariants.second_attempts import (
+    arrivals_within_budget,
+    hedges_at_most,
+    no_hedge_without_budget,
+    tail_at_most,
+)
 
 __all__ = [
     "DEADLINE_SLACK_S",
@@ -45,6 +52,7 @@ __all__ = [
     "amplification_at_most",
     "answered_in_time",
     "answers_match_ledger",
+    "arrivals_within_budget",
     "at_most_one_effect",
     "attempts_agree",
     "books_balance",
@@ -56,9 +64,11 @@ __all__ = [
     "final_tries",
     "generator_kept_up",
     "goodput_at_least",
+    "hedges_at_most",
     "little_work_wasted",
     "load_as_predicted",
     "machine_kept_up",
+    "no_hedge_without_budget",
     "no_storm",
     "nothing_left_in_flight",
     "pushback_worked",
@@ -70,4 +80,5 @@ __all__ = [
     "streams_are_whole",
     "success_as_predicted",
     "success_at_least",
+    "tail_at_most",
 ]
