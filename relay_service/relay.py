@@ -6,46 +6,50 @@ the headers is decided there, before anything is allocated for the call.
 """
 
 import base64
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from random import Random
 from types import MappingProxyType
 
 from relay_service import contract
+from relay_service.arrival import (
+    deadline_of,
+    demand_of,
+    is_unary,
+    key_of,
+    key_to_send,
+    outgoing,
+    single_attempt,
+)
 from relay_service.core.admission import Admission, Demand, Offer
 from relay_service.core.breakers import Breakers
 from relay_service.core.budget import RetryGate
 from relay_service.core.call import Call
-from relay_service.core.criticality import Criticality
 from relay_service.core.evidence import Safety
 from relay_service.core.hedge import Hedging
-from relay_service.core.hedged import Hedges
-from relay_service.core.lane import Lane
 from relay_service.core.limit import LoadSign
-from relay_service.core.policy import NO_RETRY, MethodPolicy, RelayPolicy, RetryPolicy
+from relay_service.core.policy import NO_RETRY, MethodPolicy, RelayPolicy
 from relay_service.core.quota import ClientQuotas
 from relay_service.core.reason import Reason
-from relay_service.core.status import Code
-from relay_service.core.throttle import AdaptiveThrottle, Throttles
-from relay_service.core.value import value
-from relay_service.core.verdict import Fate, Origin, Verdict
+from relay_service.core.throttle import Throttles
+from relay_service.core.verdict import Verdict
+from relay_service.courses import Course, Courses
 from relay_service.destination import Destination
 from relay_service.forwarding import ForwardedCall, Plan
 from relay_service.idempotency.caller import KeyedCall
 from relay_service.idempotency.intent import Intent
 from relay_service.idempotency.keys import Keys, KeysSetup
 from relay_service.idempotency.work import KeyedWork, NoWork, WorkObserver, WorkOrder
-from relay_service.methods import MethodCatalog, MethodFacts
+from relay_service.methods import MethodCatalog
 from relay_service.ports import (
     CallHead,
     CallObserver,
-    Headers,
     IncomingCall,
     Observer,
     Reply,
     Timers,
     UpstreamPort,
 )
+from relay_service.refusal import Refusal, refused
 from relay_service.streaming import StreamCall
 from relay_service.unary import UnaryCall
 
@@ -61,43 +65,6 @@ OWN_SERVICE_POLICY = MethodPolicy(
 
 OWN_SERVICE_DEMAND = Demand()
 """They ask nothing of the admission, and get it."""
-
-
-class Refusal(Exception):  # noqa: N818 (a refusal is an answer, not a fault)
-    """A call that ends at its headers."""
-
-    def __init__(self, reason: Reason, pushback_s: float | None = None, subject: str = "relay") -> None:
-        self.reason = reason
-        self.pushback_s = pushback_s
-        self.subject = subject
-
-
-@value
-class Course:
-    """Where a call goes: first to the first of both, then, while nothing was executed, to the others."""
-
-    lanes: Sequence[Lane]
-    destinations: tuple[Destination, ...]
-    fell_back: bool
-    """Whether it has left its own upstream before it began."""
-
-    @property
-    def lane(self) -> Lane:
-        """What judges the first attempts."""
-        return self.lanes[0]
-
-    @property
-    def later_lanes(self) -> Sequence[Lane]:
-        """What judges those that follow elsewhere."""
-        return self.lanes[1:]
-
-    def plan(
-        self, method: str, metadata: Headers, policy: MethodPolicy, deadline: float | None, demand: Demand
-    ) -> Plan:
-        """The plan of a call on this course."""
-        first, *later = self.destinations
-        hedge_port = None if self.fell_back else first.hedge_port
-        return Plan(method, metadata, first.port, policy, deadline, demand, first, hedge_port, tuple(later))
 
 
 class Relay:
@@ -135,13 +102,7 @@ class Relay:
             policy.admission, now(), rng.randbytes(SECRET_BYTES)
         )
         self._quotas = ClientQuotas(policy.clients, now()) if policy.clients else None
-        self._destinations = {
-            name: Destination(upstreams[name], hedge_upstreams.get(name)) for name in policy.upstreams
-        }
-        self._gates = {name: RetryGate(policy.budget, policy.throttling, now()) for name in policy.upstreams}
-        self._breakers = Breakers(policy, now())
-        self._throttles = _throttles(policy, {}, now())
-        self._hedging = {name: Hedging() for name in policy.upstreams}
+        self._courses = Courses(policy, upstreams, hedge_upstreams, rng, now())
         self._own_gate = RetryGate(None, None, now())
         self._in_flight = 0
         self._held_bytes = 0
@@ -164,27 +125,27 @@ class Relay:
     @property
     def gates(self) -> Mapping[str, RetryGate]:
         """The retry gate of each upstream."""
-        return self._gates
+        return self._courses.gates
 
     @property
     def breakers(self) -> Breakers:
         """The circuit breakers."""
-        return self._breakers
+        return self._courses.breakers
 
     @property
     def throttles(self) -> Mapping[str, Throttles]:
         """The adaptive throttle of each upstream; empty when the policy has none."""
-        return self._throttles
+        return self._courses.throttles
 
     @property
     def fallbacks(self) -> Mapping[str, int]:
         """For each upstream, the calls that came to it because their own could not take them."""
-        return {name: destination.fallbacks for name, destination in self._destinations.items()}
+        return {name: destination.fallbacks for name, destination in self._courses.destinations.items()}
 
     @property
     def hedging(self) -> Mapping[str, Hedging]:
         """What was learned of each upstream's methods, and what became of the hedges."""
-        return self._hedging
+        return self._courses.hedging
 
     @property
     def keys(self) -> Keys | None:
@@ -214,40 +175,17 @@ class Relay:
     ) -> list[Destination]:
         """Judge new calls by another policy from now on; those under way keep the one they began with.
 
-        What has been learned of an upstream stays with it as long as its name, its target and the part
-        of the policy that it was learned under stay; the admission keeps its queue. The result are the
-        destinations that get no new calls.
+        What has been learned of an upstream stays with it (`relay_service.courses.Courses.adopt`), and the
+        admission keeps its queue. The result are the destinations that get no new calls.
         """
         now = self.now()
-        old = self._policy
-        same = [
-            name
-            for name, upstream in policy.upstreams.items()
-            if name in old.upstreams and old.upstreams[name].target == upstream.target
-        ]
-        self._gates = {name: self._gate(policy, name, name in same, now) for name in policy.upstreams}
-        self._breakers = Breakers(policy, now, self._breakers.of(same))
-        learned = {name: self._hedging[name] for name in same}
-        self._hedging = {name: learned.get(name) or Hedging() for name in policy.upstreams}
-        self._throttles = _throttles(policy, {name: self._throttles.get(name) for name in same}, now)
-        left = self._destinations
-        kept = {name: one for name, one in left.items() if upstreams.get(name) is one.port}
-        self._destinations = {
-            name: kept.get(name) or Destination(upstreams[name], hedge_upstreams.get(name))
-            for name in policy.upstreams
-        }
-        self._policy = policy
-        if policy.clients != old.clients:
+        left = self._courses.adopt(policy, upstreams, hedge_upstreams, now)
+        if policy.clients != self._policy.clients:
             self._quotas = ClientQuotas(policy.clients, now) if policy.clients else None
+        self._policy = policy
         self._admission.adopt(policy.admission, now)
         self._hand_out(now)
-        return [one for name, one in left.items() if name not in kept]
-
-    def _gate(self, policy: RelayPolicy, name: str, same_upstream: bool, now: float) -> RetryGate:
-        policies = (policy.budget, policy.throttling)
-        if same_upstream and self._gates[name].policies == policies:
-            return self._gates[name]
-        return RetryGate(*policies, now)
+        return left
 
     def drain(self) -> None:
         """Refuse new calls from now on; those under way go on, but for calls to our own services: a health
@@ -296,7 +234,7 @@ class Relay:
     def refuse(self, head: CallHead, reply: Reply, reason: Reason, message: str) -> None:
         """Refuse a call that never became one, counted and traced like any other."""
         observer = self._observer.call_started(head, self.now())
-        self._answer_refused(head, reply, observer, _refused(reason, message))
+        self._answer_refused(head, reply, observer, refused(reason, message))
 
     def _hand_over(
         self, head: CallHead, upstream: UpstreamPort, reply: Reply, observer: CallObserver, now: float
@@ -334,29 +272,29 @@ class Relay:
         policy = self._policy.method_policy(head.method)
         facts = self._catalog.facts(upstream, head.method)
         safety = policy.safety or (facts.safety if facts else None) or Safety.NONE
-        unary = head.unary or _is_unary(policy, facts, safety)
+        unary = head.unary or is_unary(policy, facts, safety)
         hops = contract.hops(head.metadata)
         if hops >= self._policy.max_hops:
             raise Refusal(Reason.HOP_LIMIT)
         known = facts is not None or policy.unary is not None
-        key = _key(head, policy, streaming=known and not unary)
+        key = key_of(head, policy, streaming=known and not unary)
         if key is not None and policy.idempotency is not None:
             unary = True  # of a method nothing is known of: a key belongs to one request
-        deadline = _deadline(head, policy, now, unary=unary)
+        deadline = deadline_of(head, policy, now, unary=unary)
         keeping = policy.idempotency if unary and keys is not None else None
         if keeping is not None and keys is not None and (key is not None or keeping.payload_keys):
             intent = Intent(head, upstream, policy, keeping, safety, hops, key, deadline)
             return KeyedCall(self, keys, intent, reply, observer)
-        sent_key = None if key is None else _sent_key(head.identity, head.method, key, hops)
-        demand = _demand(head, deadline)
+        sent_key = None if key is None else key_to_send(head.identity, head.method, key, hops)
+        demand = demand_of(head, deadline)
         # Who called has tried before, or will again: it could go to two services in turn.
         once = hops > 0 or head.once
         # A stream whose request is not kept cannot wait for another upstream.
         movable = not once and not head.bound and (unary or policy.replay_buffer_bytes > 0)
-        course = self._course(upstream, head.method, policy, demand.criticality, now, movable=movable)
-        plan = course.plan(head.method, _outgoing(head, sent_key, hops), policy, deadline, demand)
+        course = self._courses.choose(upstream, head.method, policy, demand.criticality, now, movable=movable)
+        plan = course.plan(head.method, outgoing(head, sent_key, hops), policy, deadline, demand)
         machine = Call(
-            _single_attempt(policy.retry) if once else policy.retry,
+            single_attempt(policy.retry) if once else policy.retry,
             safety=safety,
             has_key=key is not None,
             deadline=deadline,
@@ -366,7 +304,7 @@ class Relay:
             streaming=not unary,
             breaker=course.lane.breaker,
             throttle=course.lane.throttle,
-            hedges=self._hedges(plan, upstream) if unary and not once else None,
+            hedges=self._courses.hedges(plan, upstream) if unary and not once else None,
             fallbacks=course.later_lanes,
             fell_back=course.fell_back,
         )
@@ -387,55 +325,6 @@ class Relay:
         for destination in call.destinations:
             destination.enter()
 
-    def _hedges(self, plan: Plan, upstream: str) -> Hedges | None:
-        """What the call needs to be hedged, when its policy wants that.
-
-        A call that came through another relay is left to that one, as with retries.
-        """
-        policy = plan.policy.hedging
-        if policy is None or plan.hedge_upstream is None:
-            return None
-        return Hedges(self._hedging[upstream], plan.method, policy)
-
-    def _course(
-        self,
-        upstream: str,
-        method: str,
-        policy: MethodPolicy,
-        criticality: Criticality,
-        now: float,
-        *,
-        movable: bool,
-    ) -> Course:
-        """Choose the first upstream whose breaker would let an attempt through, of those that the call may go
-        to. Without one, or when the throttle holds it back, it is refused before it costs anything."""
-        # Of a keyed call's fallbacks another policy may have taken some away since its headers came.
-        others = [name for name in policy.fallback if name in self._destinations] if movable else ()
-        names = (upstream, *others)
-        lanes = [self._lane(name, method, criticality) for name in names]
-        taken = self._first_open(lanes, now)
-        self._check_throttle(lanes[taken].throttle, now)
-        destinations = tuple(self._destinations[name] for name in names[taken:])
-        return Course(lanes[taken:], destinations, fell_back=taken > 0)
-
-    def _lane(self, upstream: str, method: str, criticality: Criticality) -> Lane:
-        throttle = self._throttles[upstream].of(criticality) if self._throttles else None
-        return Lane(self._gates[upstream], self._breakers.guarding(upstream, method), throttle)
-
-    def _first_open(self, ways: Sequence[Lane], now: float) -> int:
-        """The first upstream whose breaker would let an attempt through. Without one the call is refused at
-        its headers, before it costs anything."""
-        for index, lane in enumerate(ways):
-            if not lane.is_open(now):
-                return index
-        breaker = ways[0].breaker
-        pushback_s = breaker.pushback_s(now, self._rng) if breaker is not None else None
-        raise Refusal(Reason.BREAKER_OPEN, pushback_s)
-
-    def _check_throttle(self, throttle: AdaptiveThrottle | None, now: float) -> None:
-        if throttle is not None and throttle.refuses(now, self._rng):
-            raise Refusal(Reason.ADAPTIVE_THROTTLE, throttle.pushback_s(now, self._rng))
-
     def _admit_unary(self, plan: Plan, now: float) -> None:
         if (reason := self._admission.turn_away(plan.demand, now)) is not None:
             raise Refusal(reason, self.pushback_s(reason, now))
@@ -449,7 +338,7 @@ class Relay:
     def _turn_away(self, head: CallHead, reply: Reply, observer: CallObserver, refusal: Refusal) -> None:
         reason = refusal.reason
         self._answer_refused(
-            head, reply, observer, _refused(reason, reason.meaning, refusal.pushback_s, refusal.subject)
+            head, reply, observer, refused(reason, reason.meaning, refusal.pushback_s, refusal.subject)
         )
 
     def _charge_quota(self, client: bytes, now: float) -> None:
@@ -471,19 +360,21 @@ class Relay:
         intent = order.intent
         now = self.now()
         head, policy, hops = intent.head, intent.policy, intent.hops
-        demand = _demand(head, intent.deadline)
+        demand = demand_of(head, intent.deadline)
         movable = hops == 0 and not intent.safety.binds_to_upstream
         try:
             upstream = self._upstream_of(intent)
-            course = self._course(upstream, head.method, policy, demand.criticality, now, movable=movable)
-            sent_key = _sent_key(head.identity, head.method, order.key, hops)
+            course = self._courses.choose(
+                upstream, head.method, policy, demand.criticality, now, movable=movable
+            )
+            sent_key = key_to_send(head.identity, head.method, order.key, hops)
             # It lasts as long as somebody waits, so the plan knows no deadline.
-            plan = course.plan(head.method, _outgoing(head, sent_key, hops), policy, None, demand)
+            plan = course.plan(head.method, outgoing(head, sent_key, hops), policy, None, demand)
             self._admit_unary(plan, now)
         except Refusal as refusal:
             raise NoWork(refusal.reason, refusal.pushback_s, refusal.subject) from None
         machine = Call(
-            policy.retry if hops == 0 else _single_attempt(policy.retry),
+            policy.retry if hops == 0 else single_attempt(policy.retry),
             safety=intent.safety,
             has_key=True,
             deadline=intent.deadline,
@@ -493,7 +384,7 @@ class Relay:
             breaker=course.lane.breaker,
             throttle=course.lane.throttle,
             settle_s=intent.keys.settle_s,
-            hedges=self._hedges(plan, upstream) if hops == 0 else None,
+            hedges=self._courses.hedges(plan, upstream) if hops == 0 else None,
             fallbacks=course.later_lanes,
             fell_back=course.fell_back,
         )
@@ -507,7 +398,7 @@ class Relay:
     def _upstream_of(self, intent: Intent) -> str:
         """The upstream that was chosen at the headers; where another policy has taken it away since, the one
         that its method is routed to now."""
-        if intent.upstream in self._destinations:
+        if intent.upstream in self._courses.destinations:
             return intent.upstream
         upstream = self._policy.route(intent.head.method)
         if upstream is None:
@@ -578,87 +469,3 @@ class Relay:
         self._in_flight -= 1
         for destination in destinations:
             destination.leave()
-
-
-def _demand(head: CallHead, deadline: float | None) -> Demand:
-    return Demand(contract.criticality(head.metadata), deadline, contract.client_id(head.metadata))
-
-
-def _throttles(
-    policy: RelayPolicy, known: Mapping[str, Throttles | None], now: float
-) -> dict[str, Throttles]:
-    """One for each upstream; those ``known`` go on as they stand when the policy asks for the same."""
-    asked = policy.adaptive_throttle
-    if asked is None:
-        return {}
-    kept = {name: old for name, old in known.items() if old is not None and old.policy == asked}
-    return {name: kept.get(name) or Throttles(asked, now) for name in policy.upstreams}
-
-
-def _refused(
-    reason: Reason, message: str, pushback_s: float | None = None, subject: str = "relay"
-) -> Verdict:
-    code = reason.code or Code.UNKNOWN
-    return Verdict(code, message, Origin.RELAY, Fate.REFUSED, reason, pushback_s=pushback_s, subject=subject)
-
-
-def _is_unary(policy: MethodPolicy, facts: MethodFacts | None, safety: Safety) -> bool:
-    """What the policy says, else the descriptor; a key belongs to one request, so KEYED implies unary."""
-    if policy.unary is not None:
-        return policy.unary
-    return facts.unary if facts else safety is Safety.KEYED
-
-
-def _single_attempt(retry: RetryPolicy) -> RetryPolicy:
-    """The same judgement of codes without a second attempt: whoever calls retries already."""
-    return replace(retry, max_attempts=1)
-
-
-def _deadline(head: CallHead, policy: MethodPolicy, now: float, *, unary: bool) -> float | None:
-    """The caller's deadline, defaulted and capped; that of a stream is the caller's own affair."""
-    timeout_s = head.timeout_s
-    if unary:
-        if timeout_s is None:
-            timeout_s = policy.default_timeout_s
-        if policy.max_timeout_s is not None:
-            timeout_s = policy.max_timeout_s if timeout_s is None else min(timeout_s, policy.max_timeout_s)
-    if timeout_s is None:
-        return None
-    if timeout_s <= 0.0:
-        raise Refusal(Reason.DEADLINE_PASSED)
-    return now + timeout_s
-
-
-def _key(head: CallHead, policy: MethodPolicy, *, streaming: bool) -> bytes | None:
-    """The caller's key; None without one."""
-    try:
-        key = contract.idempotency_key(head.metadata)
-    except contract.MalformedKeyError:
-        raise Refusal(Reason.IDEMPOTENCY_KEY_INVALID) from None
-    if key is None:
-        if policy.key_required:
-            raise Refusal(Reason.IDEMPOTENCY_KEY_MISSING)
-        return None
-    if streaming:
-        raise Refusal(Reason.IDEMPOTENCY_KEY_INVALID)
-    return key
-
-
-def _sent_key(tenant: str, method: str, key: bytes, hops: int) -> bytes:
-    """The key to send upstream, derived from the caller's.
-
-    A relay before this one has derived it already: the upstream must see one key whichever way a call came.
-    """
-    return key if hops and contract.is_derived(key) else contract.derived_key(tenant, method, key)
-
-
-def _outgoing(head: CallHead, key: bytes | None, hops: int) -> Headers:
-    """The caller's metadata with our hop count and, in place of its key, the derived one.
-
-    The trace context is left out too: each attempt is given its own by the observer.
-    """
-    outgoing = [field for field in head.metadata if field[0] not in contract.REPLACED]
-    if key is not None:
-        outgoing.append((contract.IDEMPOTENCY_KEY, key))
-    outgoing.append((contract.HOPS, b"%d" % (hops + 1)))
-    return outgoing

@@ -66,7 +66,7 @@ def test_an_open_loop_counts_latency_from_the_intended_send_time(tools, echo):
         while proc.cpu_s(upstream.pid) < idle_s + 0.002:  # until calls flow
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        # The upstream's CPU also tells of the connecting, before any call is due: so there are several stalls.
+        # The upstream's CPU also tells of the connecting, before any call is due: hence several stalls.
         for _ in range(3):
             os.kill(generator.pid, signal.SIGSTOP)
             time.sleep(0.4)  # the stall itself

@@ -76,7 +76,7 @@ class TwoUpstreams(World):
             self.call_at(self.rng.uniform(0, 10), b"%d" % number, key=key, timeout_s=5)
         self.clock.run()
         assert self.relay.in_flight == 0
-        assert all(one.calls == 0 for one in self.relay._destinations.values())
+        assert all(one.calls == 0 for one in self.relay._courses.destinations.values())
         return Counter(
             f"{reply.code.name} {reply.trailers[b'relay-decision'].decode()}"
             for reply in self.replies.values()
