@@ -46,6 +46,8 @@ class CallHead:
     bound: bool = False
     """To its own upstream: whoever makes the call makes it again when its outcome is unknown, which is
     harmless nowhere else."""
+    retried: bool = False
+    """Its client library has tried it before (``grpc-previous-rpc-attempts``, gRFC A6)."""
     caused_by: bytes = b""
     """The ``traceparent`` of what a job's call was submitted in: not its parent, for it may be days ago."""
 

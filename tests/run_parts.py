@@ -26,7 +26,7 @@ class Part:
     """Test processes that share the files; most of these tests wait for other processes."""
 
 
-CHAOS_ROOMS = ("stack", "report", "toxiproxy", "comparison", "experiments", "plugin")
+CHAOS_ROOMS = ("stack", "report", "toxiproxy", "comparison", "experiments", "plugin", "beside")
 PARTS = (
     Part("core and simulation", ("tests/core", "tests/simulation"), 150, side_by_side=2),
     Part("wire", ("tests/wire",), 90),

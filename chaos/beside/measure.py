@@ -45,6 +45,8 @@ class Measured:
     held: int
     broken: tuple[str, ...]
     """Statements with their numbers."""
+    untold: tuple[str, ...]
+    """Controls that did not hold: with one of them, what hangs on time is nobody's fault."""
 
 
 def measure(evidence: Evidence, findings: Sequence[Finding], within_s: float) -> Measured:
@@ -73,6 +75,11 @@ def measure(evidence: Evidence, findings: Sequence[Finding], within_s: float) ->
             f"{finding.promise} {finding.statement}: {finding.detail}"
             for finding in findings
             if finding.verdict is Verdict.BROKEN
+        ),
+        untold=tuple(
+            f"{finding.statement}: {finding.detail}"
+            for finding in findings
+            if finding.promise == "control" and finding.verdict is Verdict.COULD_NOT_TELL
         ),
     )
 

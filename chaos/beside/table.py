@@ -48,6 +48,7 @@ ROWS = (
     ),
     Row("goodput after, of before", lambda column: _number(column.goodput_after, "{:.0%}")),
     Row("promises", verdict_words),
+    Row("the lab could tell", lambda column: "no" if column.untold else "yes"),
 )
 
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from chaos.faults.kinds import Capacity, Failing, Slow
-from chaos.plan import CHARGE_KEYED
+from chaos.plan import CHARGE_KEYED, LIST
 from chaos.scenarios.expectations import (
     amplification,
     arrivals_bounded,
@@ -25,19 +25,20 @@ ROW = 3
 ROW_RATIO = 0.2
 """What a row of `ROW` relays may add to the load, each with a budget of `TIGHT_RATIO`."""
 
-METASTABLE_CAPACITY = Capacity(workers=3, service_ms=60, queue=100_000)
-"""50 calls/s, and a queue that nothing bounds."""
+METASTABLE_CAPACITY = Capacity(workers=3, service_ms=120, queue=100_000)
+"""25 calls/s, and a queue that nothing bounds."""
 METASTABLE_LOAD = Traffic(
-    mix=(CHARGE_KEYED,),
-    rate_per_s=35,
-    timeout_s=0.5,
+    mix=(replace(LIST, weight=4), CHARGE_KEYED),
+    rate_per_s=17.5,
+    timeout_s=0.6,
     retry=NaiveRetry(tries_max=10, pause_s=0.05),
 )
-"""70 % of that; whoever fails tries again at once, up to ten times, whatever he is told."""
-OUTAGE = (Placed(Capacity(workers=3, service_ms=480, queue=100_000), begin=0.0, end=10 / 11),)
+"""70 % of that, mostly reads, as a charge that was done in vain is found again by its key; whoever fails
+tries again at once, up to ten times, whatever he is told."""
+OUTAGE = (Placed(Capacity(workers=3, service_ms=960, queue=100_000), begin=0.0, end=10 / 11),)
 """An eighth of the capacity is left for ten seconds."""
 METASTABLE_TIME = Timing(steady_s=3, fault_s=11, recovery_s=9, recovers_within_s=5)
-METASTABLE_SHORT = Timing(steady_s=0.8, fault_s=2.5, recovery_s=4.0, recovers_within_s=2.5)
+METASTABLE_SHORT = Timing(steady_s=1.5, fault_s=2.5, recovery_s=4.0, recovers_within_s=2.5)
 
 BODY = Placed(Slow(20, sigma=0.3), begin=0.0, end=0.97)
 TAIL = Placed(Slow(600, probability=0.02), begin=0.0, end=0.97)

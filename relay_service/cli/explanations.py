@@ -23,7 +23,8 @@ REASONS: Mapping[Reason, Explanation] = MappingProxyType(
             Reason.QUEUE_FULL.meaning,
             "The call arrived while every worker had an attempt in flight and "
             "relay.admission.queueCapacity calls were waiting. Nothing was executed.",
-            "Callers: wait as long as grpc-retry-pushback-ms or RetryInfo says, then try again. "
+            "Callers: wait as long as grpc-retry-pushback-ms or RetryInfo says, then try again; -1 says that "
+            "every turn of the next ten seconds is given away. "
             "Operators: compare offered load and drain rate in `relay stats`; a longer queue only makes "
             "refusals slower.",
         ),

@@ -1,33 +1,30 @@
 """A stock gRPC client before an overloaded relay: what it is told about coming back is true.
 
 The client is grpcio as it is, with a ``retryPolicy`` in its service config: it waits for as long as
-``grpc-retry-pushback-ms`` says and tries again by itself, which no application sees. So a plain gRPC proxy stands
-between the two and notes every try with the ``grpc-previous-rpc-attempts`` that grpcio writes on it.
+``grpc-retry-pushback-ms`` says and tries again by itself, which no application sees. The relay's spans do:
+every try is a SERVER span of its own, and all tries of a call belong to the trace that its metadata names.
 """
 
 import asyncio
 import json
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
 import pytest
-import pytest_asyncio
 
 from chaos.stack import Stack, StackConfig
+from chaos.traces import read_traces
+from chaos.tracing import STATUS_CODE_KEY
 from protos.downstream.v1 import fault_pb2, fault_pb2_grpc, payment_pb2, payment_pb2_grpc
-
-pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SEED = 1
 WORKERS, SERVICE_MS = 3, 60
 CAPACITY_PER_S = 1000 * WORKERS / SERVICE_MS
-PREVIOUS = "grpc-previous-rpc-attempts"
-PUSHBACK = "grpc-retry-pushback-ms"
-CHARGE = "/downstream.v1.PaymentService/Charge"
+TIMEOUT_S = 15.0
 SERVICE_CONFIG = {
     "methodConfig": [
         {
@@ -49,83 +46,36 @@ POLICY = {
         "off": ["breaker"],
     }
 }
+SPIKE = ((20.0, 1.0), (200.0, 1.0), (20.0, 3.0))
+"""Four times the capacity for a second, then two fifths of it: calls a second, and seconds."""
+LASTING = ((2 * CAPACITY_PER_S, 5.0),)
+"""Twice the capacity: half of the callers can only be served later, while new ones go on coming."""
 
 
-@dataclass
-class Witness(grpc.GenericRpcHandler):
-    """Passes every call on as it is, and notes the tries: how many came before it, and how it ended."""
-
-    channel: grpc.aio.Channel
-    tries: Counter[tuple[int, str]] = field(default_factory=Counter)
-    told_ms: list[int] = field(default_factory=list)
-
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
-        send = self.channel.unary_unary(handler_call_details.method)
-
-        async def handle(request: bytes, context: Any) -> bytes:
-            previous = int(dict(context.invocation_metadata()).get(PREVIOUS, 0))
-            try:
-                reply = await send(request, timeout=context.time_remaining())
-            except grpc.aio.AioRpcError as error:
-                trailers = error.trailing_metadata()
-                self.told_ms += [int(value) for key, value in trailers if key == PUSHBACK]
-                self.tries[previous, error.code().name] += 1
-                await context.abort(error.code(), error.details(), tuple(trailers))
-            self.tries[previous, "OK"] += 1
-            return reply
-
-        return grpc.unary_unary_rpc_method_handler(handle)
-
-    @property
-    def told(self) -> Counter[str]:
-        """How the tries ended that were made because the one before was told to come back."""
-        ended: Counter[str] = Counter()
-        for (previous, code), count in self.tries.items():
-            ended[code] += count if previous else 0
-        return ended
+def poisson(rng: random.Random, *steps: tuple[float, float]) -> Iterator[float]:
+    """Moments of independent callers: steps of a rate and its seconds, one after another."""
+    end_s = 0.0
+    for per_s, for_s in steps:
+        at_s, end_s = end_s, end_s + for_s
+        while (at_s := at_s + rng.expovariate(per_s)) < end_s:
+            yield at_s
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
-    directory = tmp_path_factory.mktemp("pushback")
-    policy = directory / "policy.json"
-    policy.write_text(json.dumps(POLICY))
-    config = StackConfig(directory, policy=str(policy), sample_ratio=0.0)
-    async with Stack(config) as running, grpc.aio.insecure_channel(running.addresses.downstream) as direct:
-        capacity = fault_pb2.Capacity(workers=WORKERS, queue_size=1000)
-        capacity.service_time.FromMilliseconds(SERVICE_MS)
-        await fault_pb2_grpc.FaultServiceStub(direct).SetFaults(fault_pb2.SetFaultsRequest(capacity=capacity))
-        yield running
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def witness(stack: Stack) -> AsyncIterator[tuple[Witness, str]]:
-    options = [("grpc.enable_retries", 0)]
-    async with grpc.aio.insecure_channel(stack.addresses.relay, options=options) as channel:
-        witness = Witness(channel)
-        server = grpc.aio.server(handlers=(witness,))
-        port = server.add_insecure_port("127.0.0.1:0")
-        await server.start()
-        try:
-            yield witness, f"127.0.0.1:{port}"
-        finally:
-            await server.stop(0)
-
-
-async def offer(target: str, times_s: Iterator[float], timeout_s: float) -> Counter[str]:
+async def offer(relay: str, times_s: Iterator[float], rng: random.Random) -> Counter[str]:
     """Make a call at each of these moments, with grpcio's own retries; how the calls ended."""
     ended: Counter[str] = Counter()
-    options = [("grpc.service_config", json.dumps(SERVICE_CONFIG))]
+    request = payment_pb2.ChargeRequest(account="acme", amount_minor=1, currency="EUR")
 
     async def one(payments: Any) -> None:
-        request = payment_pb2.ChargeRequest(account="acme", amount_minor=1, currency="EUR")
+        traceparent = f"00-{rng.getrandbits(128):032x}-{rng.getrandbits(64):016x}-01"
         try:
-            await payments.Charge(request, timeout=timeout_s)
+            await payments.Charge(request, timeout=TIMEOUT_S, metadata=(("traceparent", traceparent),))
             ended["OK"] += 1
         except grpc.aio.AioRpcError as error:
             ended[error.code().name] += 1
 
-    async with grpc.aio.insecure_channel(target, options=options) as channel:
+    options = [("grpc.service_config", json.dumps(SERVICE_CONFIG))]
+    async with grpc.aio.insecure_channel(relay, options=options) as channel:
         payments = payment_pb2_grpc.PaymentServiceStub(channel)
         loop = asyncio.get_running_loop()
         began_s = loop.time()
@@ -136,20 +86,30 @@ async def offer(target: str, times_s: Iterator[float], timeout_s: float) -> Coun
     return ended
 
 
-def poisson(rng: random.Random, *steps: tuple[float, float]) -> Iterator[float]:
-    """Moments of independent callers: steps of a rate and its seconds, one after another."""
-    at_s = end_s = 0.0
-    for per_s, for_s in steps:
-        at_s, end_s = end_s, end_s + for_s
-        while (at_s := at_s + rng.expovariate(per_s)) < end_s:
-            yield at_s
+def told_tries(spans_file: Path) -> Counter[bool]:
+    """Of the tries after a call's first, which all were told when to come: how many were served, or not."""
+    told: Counter[bool] = Counter()
+    for spans in read_traces([spans_file]).values():
+        tries = sorted((span for span in spans if span.kind == "SERVER"), key=lambda span: span.begin_unix_ns)
+        told.update(str(span.attributes.get(STATUS_CODE_KEY)) == "OK" for span in tries[1:])
+    return told
 
 
-@pytest.mark.parametrize("steps", [((20,1.0),(200,1.5),(20,6.0)), ((100,8.0),), ((150,8.0),), ((65,8.0),)])
-async def test_who_comes_back_when_told_is_served(witness, steps) -> None:
-    print(f"seed {SEED}")
-    seen, address = witness
-    ended = await offer(address, poisson(random.Random(SEED), *steps), timeout_s=15.0)
-    print(steps, ended, seen.tries, seen.told, sorted(seen.told_ms)[:: max(1,len(seen.told_ms)//10)])
-    t=seen.told
-    print("share", t["OK"]/max(1,t.total()))
+@pytest.mark.parametrize("steps", [SPIKE, LASTING], ids=["spike", "lasting"])
+async def test_nine_in_ten_who_come_back_when_told_are_served(
+    tmp_path: Path, steps: tuple[tuple[float, float], ...]
+) -> None:
+    policy = tmp_path / "policy.json"
+    policy.write_text(json.dumps(POLICY))
+    config = StackConfig(tmp_path, policy=str(policy), seed=SEED)
+    rng = random.Random(SEED)
+    async with Stack(config) as stack, grpc.aio.insecure_channel(stack.addresses.downstream) as direct:
+        capacity = fault_pb2.Capacity(workers=WORKERS, queue_size=1000)
+        capacity.service_time.FromMilliseconds(SERVICE_MS)
+        await fault_pb2_grpc.FaultServiceStub(direct).SetFaults(fault_pb2.SetFaultsRequest(capacity=capacity))
+        ended = await offer(stack.addresses.relay, poisson(rng, *steps), rng)
+    # The relay wrote its last spans as it ended.
+    told = told_tries(config.trace_files[0])
+    print(f"seed {SEED}: {told[True]} of {told.total()} told retries were served; calls: {ended}")
+    assert told.total() >= 50, "too few were told to come back to say anything"
+    assert told[True] >= 0.9 * told.total()
