@@ -48,6 +48,8 @@ PUSHBACK_UNKNOWN_S = 1.0
 """What is told while nothing has left yet; all three before the jitter."""
 TURN_SLACK = 1.2
 """Turns are so much longer than a piece of work takes: who is told does not come back evenly spaced."""
+OPTIMISM_MAX = 3.0
+"""A queue is taken to drain at most so many times as fast as it was seen to."""
 DO_NOT_RETURN = -1.0
 
 Ticket = TypeVar("Ticket", bound=Hashable)
@@ -462,8 +464,9 @@ class Admission(Generic[Ticket]):
         if rate <= 0.0:
             return PUSHBACK_UNKNOWN_S * rng.uniform(0.5, 1.5)
         if self._service_is_known:
-            # What left before a spike says how much was asked for, and not how much can be done.
-            rate = max(rate, self._could_per_s)
+            # What left before a spike says how much was asked for, and not how much can be done. That is
+            # believed within bounds, as attempts that fail at once look like plenty.
+            rate = max(rate, min(self._could_per_s, OPTIMISM_MAX * rate))
         turn_s = TURN_SLACK / rate
         emptied_at = now + (len(self._waiting) + 1) * turn_s
         # A queue that takes longer than that to drain says little of when it will be empty.
