@@ -4,6 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from chaos.history import CallRecord, FaultWindow, History, LoadSample, Phase, RelaySample
+from chaos.selection import chosen
 from chaos.traces import Traces
 
 STEADY, FAULT, RECOVERY = "steady", "fault", "recovery"
@@ -21,6 +22,8 @@ class Evidence:
     faults_planned: int
     drained_s: float
     """When the last caller had its answer."""
+    traces_one_in: int = 1
+    """Of so many traces one was read; 1 is all of them."""
 
     @property
     def calls(self) -> Collection[CallRecord]:
@@ -31,9 +34,9 @@ class Evidence:
         """The stretch of time of a phase."""
         return next(phase for phase in self.history.phases if phase.name == name)
 
-    def calls_in(self, *phases: str) -> list[CallRecord]:
+    def calls_in(self, *phases: str) -> Collection[CallRecord]:
         """The calls meant for these phases."""
-        return [call for call in self.history.calls if call.phase in phases]
+        return chosen(self.history.calls, lambda call: call.phase in phases)
 
     @property
     def struck(self) -> FaultWindow:
@@ -45,9 +48,9 @@ class Evidence:
         begin_s, end_s = min(each.begin_s for each in windows), max(each.end_s for each in windows)
         return FaultWindow("", "all faults", begin_s, end_s)
 
-    def calls_between(self, begin_s: float, end_s: float) -> list[CallRecord]:
+    def calls_between(self, begin_s: float, end_s: float) -> Collection[CallRecord]:
         """The calls that were meant to be made then."""
-        return [call for call in self.history.calls if begin_s <= call.intended_s < end_s]
+        return chosen(self.history.calls, lambda call: begin_s <= call.intended_s < end_s)
 
     def loads_between(self, begin_s: float, end_s: float) -> list[LoadSample]:
         """The looks at the downstream taken then."""

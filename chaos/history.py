@@ -1,7 +1,8 @@
 """What a run did and saw, as append-only JSON lines: the only thing that verdicts and reports are made from.
 
 Every line has a ``kind``: one ``run`` first, then ``call``, ``phase`` and ``fault`` as they end, ``load`` and
-``relay`` as the downstream and the relay are looked at, and ``charge`` for each entry of the ledger.
+``relay`` as the downstream and the relay are looked at, ``charge`` for each entry of the ledger and ``job``
+for each durable job that the relay knows in the end.
 Times are seconds of the monotonic clock since the run began; ``run.began_unix_ns`` ties them to the wall
 clock, and so to spans. A call whose outcome is not known stays ``unknown``: it is never rounded to a
 failure, because it may have happened.
@@ -10,7 +11,7 @@ failure, because it may have happened.
 import json
 import time
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from itertools import count
@@ -120,6 +121,8 @@ class LoadSample:
     """Work whose caller was gone, or past its deadline, when the result came."""
     took_s: float = 0.0
     """How long the look took, by a way that no fault of the network is on."""
+    cpu_waited_s: float = 0.0
+    """How long, since the machine's start, some process has waited for a CPU; 0 where nobody tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +152,18 @@ class RelaySample:
     """Started so far."""
     hedges_unpaid: int = 0
     """Due, and not made because the budget was out."""
+    spans_suppressed: int = 0
+    """Failed calls of unsampled traces that got no span afterwards, because too many failed at once."""
+
+
+def since_start(samples: Iterable[RelaySample], counter: str) -> int:
+    """What a counter of the relay's came to over all its starts; each start begins at 0 again."""
+    total, latest, uptime_s = 0, 0, 0.0
+    for sample in samples:
+        if sample.uptime_s < uptime_s:
+            total, latest = total + latest, 0
+        latest, uptime_s = max(latest, getattr(sample, counter)), sample.uptime_s
+    return total + latest
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +175,19 @@ class LedgerEntry:
     operation: str
     """The note, which the lab's requests fill with the operation's name."""
     key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """A durable job as the relay tells of it in the end."""
+
+    id: str
+    operation: str
+    """Its key, which the lab's submissions fill with the operation's name."""
+    state: str
+    """``pending``, ``running``, ``paused``, ``completed``, ``cancelled`` or ``dead``."""
+    runs: int = 0
+    lost_leases: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,13 +213,14 @@ class History:
     loads: tuple[LoadSample, ...] = ()
     relays: tuple[RelaySample, ...] = ()
     ledger: Collection[LedgerEntry] = ()
+    jobs: tuple[JobRecord, ...] = ()
 
     def in_phase(self, name: str) -> tuple[CallRecord, ...]:
         """The calls of one phase."""
         return tuple(call for call in self.calls if call.phase == name)
 
 
-Entry = RunHead | CallRecord | Phase | FaultWindow | LoadSample | RelaySample | LedgerEntry
+Entry = RunHead | CallRecord | Phase | FaultWindow | LoadSample | RelaySample | LedgerEntry | JobRecord
 _KINDS: dict[str, type[Entry]] = {
     "run": RunHead,
     "call": CallRecord,
@@ -200,6 +229,7 @@ _KINDS: dict[str, type[Entry]] = {
     "load": LoadSample,
     "relay": RelaySample,
     "charge": LedgerEntry,
+    "job": JobRecord,
 }
 _NAMES = {entry_type: kind for kind, entry_type in _KINDS.items()}
 
@@ -338,6 +368,7 @@ def read_history(path: Path, in_memory_max: int = IN_MEMORY_MAX) -> History:
         loads=tuple(rest[LoadSample]),
         relays=tuple(rest[RelaySample]),
         ledger=ledger.collected(),
+        jobs=tuple(rest[JobRecord]),
     )
 
 

@@ -36,6 +36,7 @@ MUTANTS = (
         {"relay": {"methods": [{"name": [{}], "jitter": "none"}]}},
     ),
     Mutant("no-admission", "everything is taken on, whatever fits", "overload-3x", off("admission")),
+    Mutant("no-bulkhead", "all methods share one set of workers", "one-method-hangs", off("bulkhead")),
     Mutant("no-attempt-timeout", "one silent attempt may take all the time", "hang", off("attemptTimeout")),
     Mutant(
         "repeats-without-key",
@@ -65,6 +66,8 @@ MUTANTS = (
     Mutant("counts-twice", "a call that ended is counted twice", "latency"),
     Mutant("forgets-the-end", "some calls that ended still count as in flight", "latency"),
     Mutant("breaks-traces", "attempts begin a trace of their own", "latency"),
+    Mutant("forgets-jobs", "some accepted jobs are never stored", "store-full"),
+    Mutant("no-span-afterwards", "failures of unsampled traces leave no span", "dead-upstream"),
     Mutant("never-reconnects", "a connection that was lost is not made again", "partition"),
 )
 

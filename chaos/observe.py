@@ -6,6 +6,7 @@ Attempts are counted where they arrive and not where they are claimed, so a retr
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import grpc
 
@@ -16,6 +17,7 @@ from protos.relay.v1 import admin_pb2, admin_pb2_grpc
 
 BEAT_S = 0.1
 SAMPLE_TIMEOUT_S = 1.0
+CPU_PRESSURE = Path("/proc/pressure/cpu")
 BREAKER_STATES = ("CLOSED", "HALF_OPEN", "OPEN")
 """From well to ill; of several breakers the worst is shown."""
 
@@ -50,10 +52,19 @@ async def _sample_for_ever(downstream: Downstream, history: HistoryWriter, beat_
                     queued=counters.queued,
                     wasted=counters.wasted,
                     took_s=round(history.now() - asked_s, 6),
+                    cpu_waited_s=cpu_waited_s(),
                 )
             )
         due_s = max(due_s + beat_s, history.now())
         await asyncio.sleep(due_s - history.now())
+
+
+def cpu_waited_s(pressure: Path = CPU_PRESSURE) -> float:
+    """Linux's pressure stall information (kernel documentation, accounting/psi); 0 where there is none."""
+    try:
+        return int(pressure.read_text(encoding="ascii").split("total=")[1].split()[0]) / 1e6
+    except (OSError, IndexError, ValueError):
+        return 0.0
 
 
 @contextlib.asynccontextmanager
@@ -102,7 +113,9 @@ async def look_at_relay(admin_address: str, history: HistoryWriter) -> RelaySamp
 
 def relay_sample(stats: admin_pb2.Stats, at_s: float) -> RelaySample:
     """What the history keeps of the relay's statistics."""
-    calls, queue = stats.calls, stats.queue
+    calls = stats.calls
+    bulkheads = (bulkhead.queue for upstream in stats.upstreams for bulkhead in upstream.bulkheads)
+    queues = (stats.queue, *bulkheads)
     breakers = [breaker for upstream in stats.upstreams for breaker in upstream.breakers]
     return RelaySample(
         at_s=at_s,
@@ -113,9 +126,9 @@ def relay_sample(stats: admin_pb2.Stats, at_s: float) -> RelaySample:
         refused=calls.refused,
         cancelled=calls.cancelled,
         in_flight=calls.in_flight,
-        queue_length=queue.length,
-        workers_busy=queue.workers_busy,
-        workers=queue.workers,
+        queue_length=sum(queue.length for queue in queues),
+        workers_busy=sum(queue.workers_busy for queue in queues),
+        workers=sum(queue.workers for queue in queues),
         attempts=sum(method.attempts for method in stats.methods),
         retries=sum(method.retries for method in stats.methods),
         breaker=max((breaker.state for breaker in breakers), key=BREAKER_STATES.index, default=""),
@@ -124,4 +137,5 @@ def relay_sample(stats: admin_pb2.Stats, at_s: float) -> RelaySample:
         spans_dropped=stats.telemetry.spans_dropped,
         hedges=sum(upstream.hedging.started for upstream in stats.upstreams),
         hedges_unpaid=sum(upstream.hedging.held_back.get("BUDGET", 0) for upstream in stats.upstreams),
+        spans_suppressed=stats.telemetry.spans_afterwards_suppressed,
     )

@@ -14,6 +14,7 @@ from enum import Enum
 from itertools import islice
 
 from protos.downstream.v1 import payment_pb2
+from protos.relay.v1 import job_pb2
 
 PAYMENT_SERVICE = "downstream.v1.PaymentService"
 CALLS_MAX = 2_000_000
@@ -155,10 +156,22 @@ def authorize_request(rng: random.Random, operation: str) -> bytes:
     return request.SerializeToString(deterministic=True)
 
 
+def submit_request(rng: random.Random, operation: str) -> bytes:
+    """A `SubmitRequest` for a charge of a drawn amount as a durable job; its key is the operation's name."""
+    request = job_pb2.SubmitRequest()
+    request.work.method = CHARGE_METHOD
+    request.work.idempotency_key = operation
+    request.work.request.type_url = "type.googleapis.com/downstream.v1.ChargeRequest"
+    request.work.request.value = charge_request(rng, operation)
+    return request.SerializeToString(deterministic=True)
+
+
 CHARGE_METHOD = f"{PAYMENT_SERVICE}/Charge"
 """The method whose effect the ledger witnesses."""
 CHARGE = CallKind(CHARGE_METHOD, charge_request)
 CHARGE_KEYED = CallKind(CHARGE_METHOD, charge_request, keys=Keys.FRESH)
+SUBMIT_METHOD = "relay.v1.JobService/Submit"
+SUBMIT = CallKind(SUBMIT_METHOD, submit_request)
 LIST = CallKind(f"{PAYMENT_SERVICE}/ListCharges", list_request)
 WATCH = CallKind(f"{PAYMENT_SERVICE}/WatchCharges", watch_request(20), style=Style.SERVER_STREAM, messages=20)
 AUTHORIZE = CallKind(f"{PAYMENT_SERVICE}/Authorize", authorize_request, style=Style.BIDI, messages=5)

@@ -53,9 +53,10 @@ def describe_exit(returncode: int) -> str:
     return f"was killed by signal {-returncode}"
 
 
-def guarded(command: Sequence[str]) -> list[str]:
-    """The command line that runs ``command`` so that it dies with this process. See `chaos.guard`."""
-    return [sys.executable, "-I", "-S", str(_GUARD), str(os.getpid()), *command]
+def guarded(command: Sequence[str], *, user: str | None = None) -> list[str]:
+    """The command line that runs ``command`` so that it dies with this process, as another ``user`` if one
+    is named (which takes root). See `chaos.guard`."""
+    return [sys.executable, "-I", "-S", str(_GUARD), str(os.getpid()), user or "-", *command]
 
 
 class ManagedProcess:

@@ -28,6 +28,7 @@ from chaos.faults.kinds import (
     fault_to_json,
     toxic,
 )
+from chaos.faults.store_kinds import DiskBroken, DiskFull, DiskSlow, StoreLocked
 from chaos.stack import Member
 
 FORMAT_VERSION = 1
@@ -118,10 +119,11 @@ def place(placed: Sequence[Placed], phase_s: float, seed: int, name: str) -> Sch
 
 
 Draw = Callable[[random.Random], Fault]
+Menu = Mapping[str, Draw]
 
 
 def _link(rng: random.Random) -> Link:
-    return rng.choice(list(Link))
+    return rng.choice((Link.CLIENT_RELAY, Link.RELAY_DOWNSTREAM))
 
 
 def _service(rng: random.Random) -> Member:
@@ -137,7 +139,7 @@ def _latency(rng: random.Random) -> Fault:
     return toxic(_link(rng), "latency", latency=latency_ms, jitter=rng.randrange(0, latency_ms))
 
 
-MENU: Mapping[str, Draw] = {
+MENU: Menu = {
     "latency": _latency,
     "bandwidth": lambda rng: toxic(_link(rng), "bandwidth", rate=rng.randrange(20, 200)),
     "blackhole": lambda rng: toxic(_link(rng), "timeout", rng.choice(("upstream", "downstream")), timeout=0),
@@ -154,16 +156,34 @@ MENU: Mapping[str, Draw] = {
     "slow": lambda rng: Slow(rng.randrange(20, 300), round(rng.uniform(0.0, 1.0), 2)),
 }
 """What an exploration draws from. Each maker takes the generator and nothing else."""
+_STORE_FILE: Menu = {
+    "disk-full": lambda _: DiskFull(),
+    "disk-broken": lambda _: DiskBroken(),
+    "disk-slow": lambda rng: DiskSlow(rng.randrange(5, 200)),
+    "store-locked": lambda _: StoreLocked(),
+}
+_STORE_SERVER: Menu = {
+    "store-killed": lambda _: Kill(Member.STORE),
+    "store-restarted": lambda _: Restart(Member.STORE),
+    "store-slow": lambda rng: toxic(Link.RELAY_STORE, "latency", latency=rng.randrange(5, 200)),
+    "store-silent": lambda _: toxic(Link.RELAY_STORE, "timeout", timeout=0),
+    "store-cut-off": lambda _: Partition(Link.RELAY_STORE),
+    "store-resets": lambda rng: Resets(Link.RELAY_STORE, rng.randrange(300, 900), rng.randrange(20, 100)),
+}
+MENU_WITH_FILE: Menu = {**MENU, **_STORE_FILE}
+"""Where the relay's store is a file."""
+MENU_WITH_SERVER: Menu = {**MENU, **_STORE_SERVER}
+"""Where it is a PostgreSQL."""
 
 
-def draw(seed: int, phase_s: float, count_max: int = 5) -> Schedule:
+def draw(seed: int, phase_s: float, menu: Menu = MENU, count_max: int = 5) -> Schedule:
     """One to ``count_max`` faults of the menu at drawn times, each undone within the phase."""
     rng = random.Random(f"{seed}/drawn-schedule")
     timed = []
     for _ in range(rng.randint(1, count_max)):
-        name = rng.choice(list(MENU))
+        name = rng.choice(list(menu))
         begin_s = rng.uniform(0.0, 0.7) * phase_s
         for_s = rng.uniform(0.1, 0.6) * phase_s
         for_s = min(for_s, phase_s - begin_s)
-        timed.append(TimedFault(round(begin_s, 3), round(for_s, 3), MENU[name](rng)))
+        timed.append(TimedFault(round(begin_s, 3), round(for_s, 3), menu[name](rng)))
     return Schedule(tuple(sorted(timed, key=lambda fault: fault.at_s)))

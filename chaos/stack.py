@@ -1,5 +1,7 @@
 """The system under test: downstream, Toxiproxy before it, the relay before that; each a process of its own.
 
+Where the relay's store is a PostgreSQL, that is one more process, and Toxiproxy stands before it too.
+
 Started from the back to the front, so that each finds what it talks to, and stopped the other way round.
 Members can be killed, paused and restarted one at a time; a restarted one keeps its addresses.
 """
@@ -16,12 +18,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from chaos.postgres import url_of
 from chaos.processes import ManagedProcess, ProcessError
 from chaos.proxy_process import ProxyProcess
+from chaos.store import SQLITE_FILE, PostgresServer, StoreEngine
 from chaos.toxiproxy.client import Proxy
+from chaos.toxiproxy.errors import ToxiproxyError
 
 PROXY_NAME = "downstream"
 """The proxy between relay and downstream."""
+STORE_PROXY_NAME = "store"
+"""The proxy between relay and PostgreSQL."""
 LEDGER_FILE = "ledger.sqlite"
 FREE_PORT = "127.0.0.1:0"
 
@@ -29,6 +36,8 @@ FREE_PORT = "127.0.0.1:0"
 class Member(Enum):
     """What the stack consists of, from back to front."""
 
+    STORE = "store"
+    """Only where it is a PostgreSQL."""
     DOWNSTREAM = "downstream"
     TOXIPROXY = "toxiproxy"
     RELAY = "relay"
@@ -77,11 +86,18 @@ class StackConfig:
     """What is run as the relay; it takes the relay's verbs and flags."""
     relay_env: Mapping[str, str] = field(default_factory=dict)
     """Added to the environment of the relay alone."""
+    store: StoreEngine | None = None
+    """None: the relay is not told of one."""
 
     @property
     def trace_files(self) -> tuple[Path, Path]:
         """Where relay and downstream write their spans."""
         return self.run_dir / "relay.jsonl", self.run_dir / "downstream.jsonl"
+
+    @property
+    def store_file(self) -> Path:
+        """Of a SQLite store."""
+        return self.run_dir / SQLITE_FILE
 
 
 class PortBusyError(RuntimeError):
@@ -106,7 +122,7 @@ class MemberDiedError(RuntimeError):
 class Stack:
     """The running processes. Use it in ``async with``: whatever happens inside, none is left after it.
 
-    State: the three members, the addresses as far as they are known, and the relay's policy.
+    State: the members, the addresses as far as they are known, the relay's policy, the store's proxy.
     """
 
     def __init__(self, config: StackConfig) -> None:
@@ -117,6 +133,18 @@ class Stack:
         self.toxiproxy = ProxyProcess(PROXY_NAME, config.seed, logs)
         self._downstream = ManagedProcess("downstream", logs / "downstream.log")
         self._relay = ManagedProcess("relay", logs / "relay.log", env=config.relay_env)
+        self._store = PostgresServer(logs / "store.log") if config.store is StoreEngine.POSTGRES else None
+        self._store_proxy: Proxy | None = None
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """Those that this stack has, from back to front."""
+        return tuple(member for member in Member if member is not Member.STORE or self._store is not None)
+
+    @property
+    def store_proxy(self) -> Proxy | None:
+        """The proxy between relay and PostgreSQL; None without one. Its methods block."""
+        return self._store_proxy
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -133,7 +161,7 @@ class Stack:
             require_free(name, address)
         _remove_output_of_an_earlier_run(self.config)
         try:
-            for member in Member:
+            for member in self.members:
                 await self._start(member)
         except BaseException:
             await self.stop()
@@ -142,8 +170,12 @@ class Stack:
     async def stop(self) -> None:
         """Stop all members, the front one first; every one is tried, also when another resists."""
         async with contextlib.AsyncExitStack() as last_first:
-            for member in Member:
+            if self._store is not None:
+                last_first.push_async_callback(self._store.remove)
+            for member in self.members:
                 last_first.push_async_callback(self._process(member).stop)
+                if member is Member.TOXIPROXY:
+                    last_first.push_async_callback(self._remove_store_proxy)
 
     async def restart(self, member: Member, *, policy: str | None = None) -> None:
         """Stop a member (if it still runs) and start it at the same addresses; the relay perhaps with
@@ -170,11 +202,11 @@ class Stack:
 
     def pids(self) -> dict[str, int | None]:
         """Process ids by member; None for a Toxiproxy that is somebody else's."""
-        return {member.value: self._process(member).pid for member in Member}
+        return {member.value: self._process(member).pid for member in self.members}
 
     async def watch(self) -> MemberDiedError:
         """Wait until a member ends by itself and say which and why."""
-        waits = {asyncio.create_task(self._process(member).wait()): member for member in Member}
+        waits = {asyncio.create_task(self._process(member).wait()): member for member in self.members}
         try:
             done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             member = waits[done.pop()]
@@ -186,6 +218,8 @@ class Stack:
 
     def _process(self, member: Member) -> ManagedProcess | ProxyProcess:
         match member:
+            case Member.STORE:
+                return self._postgres
             case Member.DOWNSTREAM:
                 return self._downstream
             case Member.TOXIPROXY:
@@ -195,6 +229,8 @@ class Stack:
 
     async def _start(self, member: Member) -> None:
         match member:
+            case Member.STORE:
+                await self._postgres.launch()
             case Member.DOWNSTREAM:
                 ready = await self._downstream.start(self._downstream_command())
                 self.addresses = replace(self.addresses, downstream=ready["listen"])
@@ -204,6 +240,7 @@ class Stack:
                 )
                 api = self.toxiproxy.server.url.removeprefix("http://")
                 self.addresses = replace(self.addresses, toxiproxy=api, proxy=proxy.listen)
+                await self._make_store_proxy()
             case Member.RELAY:
                 ready = await self._relay.start(self._relay_command())
                 self.addresses = replace(
@@ -212,6 +249,38 @@ class Stack:
                     relay_admin=ready["admin"],
                     relay_http=ready["http"],
                 )
+
+    @property
+    def _postgres(self) -> PostgresServer:
+        if self._store is None:
+            raise RuntimeError("this stack's store is no process of its own")
+        return self._store
+
+    async def _make_store_proxy(self) -> None:
+        if self._store is None:
+            return
+        listen = FREE_PORT if self._store_proxy is None else self._store_proxy.listen
+        client = self.toxiproxy.client
+        self._store_proxy = await asyncio.to_thread(
+            client.create, STORE_PROXY_NAME, listen, self._store.address
+        )
+
+    async def _remove_store_proxy(self) -> None:
+        """A Toxiproxy of somebody else must be left as it was found; ours may be gone already."""
+        proxy, self._store_proxy = self._store_proxy, None
+        if proxy is not None:
+            with contextlib.suppress(ToxiproxyError):
+                await asyncio.to_thread(self.toxiproxy.client.delete, STORE_PROXY_NAME)
+
+    def _store_words(self) -> list[str]:
+        match self.config.store:
+            case StoreEngine.SQLITE:
+                return ["--store", f"sqlite:{self.config.store_file}"]
+            case StoreEngine.POSTGRES:
+                assert self._store_proxy is not None  # noqa: S101 (made before the relay is started)
+                return ["--store", url_of(self._store_proxy.listen)]
+            case None:
+                return []
 
     def _downstream_command(self) -> list[str]:
         config = self.config
@@ -236,6 +305,7 @@ class Stack:
             *("--trace-file", str(config.trace_files[0])),
             *("--sample-ratio", str(config.sample_ratio)),
             *("--seed", str(config.seed)),
+            *self._store_words(),
             *config.relay_args,
         ]
 
@@ -265,7 +335,8 @@ def require_free(name: str, address: str) -> None:
 def _remove_output_of_an_earlier_run(config: StackConfig) -> None:
     """Ledger, spans and logs are appended to, so what an earlier run left in the folder must go first."""
     config.run_dir.mkdir(parents=True, exist_ok=True)
-    ledger = config.run_dir / LEDGER_FILE
+    databases = (config.run_dir / LEDGER_FILE, config.store_file)
     logs = (config.run_dir / "logs").glob("*.log")
-    for path in (ledger, Path(f"{ledger}-wal"), Path(f"{ledger}-shm"), *config.trace_files, *logs):
-        path.unlink(missing_ok=True)
+    for path in (*databases, *config.trace_files, *logs):
+        for part in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
+            part.unlink(missing_ok=True)

@@ -5,23 +5,30 @@ nanoseconds since the Unix epoch).
 """
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from chaos.findings import Finding, judge, offender
+from chaos.findings import Finding, Verdict, judge, offender
 from chaos.history import CallRecord
+from chaos.plan import SUBMIT_METHOD
 from chaos.tracing import CLIENT_SERVICE_NAME
 
 KINDS = ("UNSPECIFIED", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER")
 STATUS_ERROR = 2
 SERVICES_OF_AN_ANSWER = 3
 """Client, relay and upstream."""
-SPANS_MAX = 500_000
-"""Reading stops there, so that a run's report cannot take a machine's memory."""
+SAMPLED_AFTERWARDS = "relay.sampled_afterwards"
+REPLAYS = frozenset({"replayed", "coalesced"})
+"""Answers that the upstream gave to another call."""
+SPANS_MAX = 100_000
+"""Of more spans a share of the traces is read, each of them whole, so that a run's judgement and its report
+cannot take a machine's memory."""
+SPAN_BYTES = 700
+"""What a span takes in a file, about; a little less than was seen, to be on the safe side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +56,27 @@ class SpanRecord:
 Traces = Mapping[str, Sequence[SpanRecord]]
 
 
-def read_traces(paths: Iterable[Path]) -> Traces:
+def is_read(trace_id: str, one_in: int) -> bool:
+    """Whether a trace is among the share of them that is read: one in so many, drawn by its id."""
+    return one_in == 1 or int(trace_id[-8:] or "0", 16) % one_in == 0
+
+
+def share_to_read(paths: Iterable[Path], spans_max: int = SPANS_MAX) -> int:
+    """One in how many traces can be read so that they have about ``spans_max`` spans; 1 is all of them."""
+    size_bytes = sum(path.stat().st_size for path in paths if path.exists())
+    return max(1, math.ceil(size_bytes / SPAN_BYTES / spans_max))
+
+
+def read_traces(paths: Iterable[Path], one_in: int = 1) -> Traces:
     """The spans of all files by trace id, each trace in order of beginning. A missing file holds none.
 
-    A torn last line (its writer was killed) ends a file.
+    With ``one_in`` above 1 only the traces that `is_read` names. A torn last line (its writer was killed)
+    ends a file.
     """
     by_trace: dict[str, list[SpanRecord]] = defaultdict(list)
-    spans_of_all = (span for path in paths if path.exists() for span in _read_file(path))
-    for span in islice(spans_of_all, SPANS_MAX):
-        by_trace[span.trace_id].append(span)
+    for span in (span for path in paths if path.exists() for span in _read_file(path)):
+        if is_read(span.trace_id, one_in):
+            by_trace[span.trace_id].append(span)
     for spans in by_trace.values():
         spans.sort(key=lambda span: (span.begin_unix_ns, -span.end_unix_ns))
     return dict(by_trace)
@@ -150,6 +169,40 @@ def traces_are_whole(
     )
 
 
+def failures_are_traced(
+    calls: Iterable[CallRecord],
+    traces: Traces,
+    excused_count: int = 0,
+    *,
+    lost_between: Sequence[tuple[float, float]] = (),
+) -> Finding:
+    """I7: a failure whose trace was not sampled got a span of the relay's afterwards.
+
+    Judged are the calls that nobody sampled and that the relay answered with an error. ``excused_count``: how
+    many of them the relay itself counted as left out, because too many failed at once, or their spans as
+    dropped. Which ones it does not say, so offenders are those that have none when too many have none.
+    """
+    failed = [
+        call
+        for call in calls
+        if not call.ok and not call.traced and call.origin is not None and not _out_in(call, lost_between)
+    ]
+    without = [call for call in failed if not _has_span_afterwards(traces.get(call.trace_id, ()))]
+    statement = "a failure whose trace was not sampled has a span afterwards"
+    if not failed:
+        return Finding("I7", statement, Verdict.HELD, "no such failure")
+    if len(without) <= excused_count:
+        told = f"{len(failed) - len(without):,} of {len(failed):,}"
+        left_out = f", {len(without):,} left out and counted as that" if without else ""
+        return Finding("I7", statement, Verdict.HELD, f"{told}{left_out}")
+    offenders = (offender(call, f"{call.code}, and no span in its trace") for call in without[excused_count:])
+    return judge("I7", statement, len(failed), offenders)
+
+
+def _has_span_afterwards(spans: Sequence[SpanRecord]) -> bool:
+    return any(span.kind == "SERVER" and span.attributes.get(SAMPLED_AFTERWARDS) for span in spans)
+
+
 def _out_in(call: CallRecord, windows: Sequence[tuple[float, float]]) -> bool:
     return any(call.intended_s <= end_s and call.done_s >= begin_s for begin_s, end_s in windows)
 
@@ -167,6 +220,8 @@ def _gap(call: CallRecord, spans: Sequence[SpanRecord], hops: int) -> str | None
     if (
         call.ok
         and call.origin == "upstream"
+        and call.method != SUBMIT_METHOD
+        and call.idempotency not in REPLAYS
         and len({span.service for span in spans}) < SERVICES_OF_AN_ANSWER
     ):
         return "ends at the relay, though the upstream answered"
@@ -182,5 +237,5 @@ def most_telling(calls: Iterable[CallRecord], traces: Traces) -> CallRecord | No
 
     Among equals the first, so that a repeated run shows the same kind of call.
     """
-    shown = [call for call in calls if call.traced and len(traces.get(call.trace_id, ())) > 1]
+    shown = (call for call in calls if call.traced and len(traces.get(call.trace_id, ())) > 1)
     return max(shown, key=lambda call: (call.ok, min(call.attempts or 0, 3), -call.id), default=None)

@@ -25,9 +25,11 @@ from relay_service.config.problems import ConfigError, Problem
 from relay_service.config.settings import Settings
 from relay_service.control.binding import BindError, cause_of
 from relay_service.control.http import HttpServer
+from relay_service.control.lookout import Lookout
 from relay_service.control.names import FORWARDED_SERVICES
 from relay_service.control.server import ControlPlane, ControlSettings, WorkServices
 from relay_service.core.breakers import BreakerView
+from relay_service.core.bulkheads import admissions_of
 from relay_service.core.criticality import Criticality
 from relay_service.core.hedge import HedgingState
 from relay_service.core.policy import RelayPolicy, UpstreamPolicy
@@ -44,9 +46,12 @@ from relay_service.reload import PolicyKeeper
 from relay_service.stores.interface import Store
 from relay_service.stores.opening import engine_from
 from relay_service.telemetry.adaptive_throttle import ThrottleCollector
+from relay_service.telemetry.alerts import AlertDesk, AlertsCollector
 from relay_service.telemetry.breaker_log import BreakerLog
 from relay_service.telemetry.breakers import BreakerCollector
+from relay_service.telemetry.bulkheads import BulkheadCollector
 from relay_service.telemetry.callers import CallersCollector
+from relay_service.telemetry.criticality import CapsCollector
 from relay_service.telemetry.exposition import AdmissionCollector
 from relay_service.telemetry.fallbacks import FallbackCollector
 from relay_service.telemetry.hedging import HedgingCollector
@@ -56,8 +61,10 @@ from relay_service.telemetry.log_stream import BackgroundStream
 from relay_service.telemetry.logs import configure_logging
 from relay_service.telemetry.observer import Telemetry
 from relay_service.telemetry.policy import PolicyCollector
+from relay_service.telemetry.pools import PoolCollector, PoolView
 from relay_service.telemetry.quotas import QuotaCollector
 from relay_service.telemetry.settings import TelemetrySettings
+from relay_service.telemetry.webhook import Webhook
 from relay_service.timers import TimerWheel
 from relay_service.upstream import Upstream, UpstreamSettings
 from relay_service.wire.connection import ConnectionSettings
@@ -145,6 +152,9 @@ class App:
         if self.jobs is not None:
             self.telemetry.registry.register(JobsCollector(self.jobs.status))
         self.telemetry.registry.register(AdmissionCollector(self.relay.admission.state))
+        self.telemetry.registry.register(CapsCollector(lambda: self.relay.capped))
+        self.telemetry.registry.register(BulkheadCollector(lambda: self.relay.bulkheads or ()))
+        self.telemetry.registry.register(PoolCollector(self._pools))
         self.telemetry.registry.register(BreakerCollector(self._breakers))
         self.telemetry.registry.register(ThrottleCollector(self._throttles))
         self.telemetry.registry.register(FallbackCollector(lambda: self.relay.fallbacks))
@@ -165,6 +175,15 @@ class App:
             jobs=self.jobs.status if self.jobs is not None else None,
         )
         self.telemetry.registry.register(QuotaCollector(self.overview.quotas))
+        self._webhook = Webhook(settings.alert_webhook) if settings.alert_webhook is not None else None
+        self._lookout = Lookout(
+            self.overview,
+            self.store,
+            lambda: self.relay.policy.alerts,
+            AlertDesk(self._webhook, self.telemetry.instance_id),
+            now=time.monotonic,
+        )
+        self.telemetry.registry.register(AlertsCollector(self._lookout.firing, self._webhook))
         self.control = ControlPlane(
             ControlSettings(admin_address=settings.admin_listen),
             health=self.overview,
@@ -221,6 +240,7 @@ class App:
             worker=self._instance,
             rng=rng,
             fault_point=self._fault_point,
+            sender=self.telemetry.job_sender(),
         )
 
     def _work_services(self) -> WorkServices | None:
@@ -241,6 +261,12 @@ class App:
 
     def _breakers(self) -> Iterator[BreakerView]:
         return self.relay.breakers.views(time.monotonic())
+
+    def _pools(self) -> Iterator[PoolView]:
+        for name, upstream in self.fleet.upstreams.items():
+            yield PoolView(name, "calls", upstream.pool())
+            if self.relay.policy.hedges:
+                yield PoolView(name, "hedges", self.fleet.hedge_lanes[name].pool())
 
     def _throttles(self) -> Mapping[str, Mapping[Criticality, ThrottleState]]:
         now = time.monotonic()
@@ -298,6 +324,9 @@ class App:
     def _background(self) -> Iterator[Coroutine[Any, Any, None]]:
         """What goes on beside the calls."""
         yield BreakerLog(self._breakers).follow()
+        yield self._lookout.follow()
+        if self._webhook is not None:
+            yield self._webhook.deliver()
         yield self.keeper.follow()
         path = Path(self._settings.policy)
         if self._settings.policy_poll_s and self._settings.policy not in preset_names():
@@ -466,8 +495,10 @@ def _upstream_settings(policy: UpstreamPolicy) -> UpstreamSettings:
 
 def _listener_settings(policy: RelayPolicy) -> ListenerSettings:
     """More streams than could ever be taken, so that overload is refused here, where it can be told why."""
-    admission = policy.admission
-    streams_max = 2 * (admission.queue_capacity + admission.workers_max) + admission.max_streams + 1
+    streams_max = 1 + sum(
+        2 * (admission.queue_capacity + admission.workers_max) + admission.max_streams
+        for admission in admissions_of(policy)
+    )
     limits = Limits(streams_max=max(Limits().streams_max, streams_max))
     return ListenerSettings(
         connection=ConnectionSettings(limits=limits, handshake_timeout_s=5.0),

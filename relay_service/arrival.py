@@ -5,7 +5,7 @@ from dataclasses import replace
 from relay_service import contract
 from relay_service.core.admission import Demand
 from relay_service.core.evidence import Safety
-from relay_service.core.policy import MethodPolicy, RetryPolicy
+from relay_service.core.policy import CriticalityCaps, MethodPolicy, RetryPolicy
 from relay_service.core.reason import Reason
 from relay_service.methods import MethodFacts
 from relay_service.ports import CallHead, Headers
@@ -17,6 +17,20 @@ def demand_of(head: CallHead, deadline: float | None) -> Demand:
     return Demand(
         contract.criticality(head.metadata), deadline, contract.client_id(head.metadata), head.retried
     )
+
+
+def capped(head: CallHead, caps: CriticalityCaps) -> CallHead:
+    """The same call in the highest class its caller may have; the same object when it asks for no more.
+
+    The class is put right in the metadata, so that whoever comes after this relay is told no other.
+    """
+    claimed, highest = contract.criticality(head.metadata), caps.of(head.identity)
+    metadata = [field for field in head.metadata if field[0] != contract.CRITICALITY]
+    if claimed <= highest and len(head.metadata) - len(metadata) <= 1:
+        return head
+    # One claim only: of several, somebody behind this relay might read another than it did.
+    metadata.append((contract.CRITICALITY, min(claimed, highest).name.encode()))
+    return replace(head, metadata=metadata)
 
 
 def is_unary(policy: MethodPolicy, facts: MethodFacts | None, safety: Safety) -> bool:
@@ -70,6 +84,17 @@ def key_to_send(tenant: str, method: str, key: bytes, hops: int) -> bytes:
     A relay before this one has derived it already: the upstream must see one key whichever way a call came.
     """
     return key if hops and contract.is_derived(key) else contract.derived_key(tenant, method, key)
+
+
+_FIRST_HOP = (contract.HOPS, b"1")
+
+
+def sent_on(head: CallHead, asked: contract.Asked, key: bytes | None) -> Headers:
+    """What every attempt carries of the caller's metadata, and of ours; ``key`` is the caller's."""
+    if asked.is_nothing:
+        return [*head.metadata, _FIRST_HOP]
+    sent_key = None if key is None else key_to_send(head.identity, head.method, key, asked.hops)
+    return outgoing(head, sent_key, asked.hops)
 
 
 def outgoing(head: CallHead, key: bytes | None, hops: int) -> Headers:

@@ -17,8 +17,11 @@ from google.rpc.status_pb2 import Status
 from relay_service.core.criticality import DEFAULT_CRITICALITY, Criticality
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
-from relay_service.core.verdict import Origin, Verdict
-from relay_service.ports import Headers
+from relay_service.core.value import value
+from relay_service.core.verdict import Fate, Origin, Verdict
+from relay_service.ports import Headers, RepeatedHeaders
+
+_OK = Code.OK
 
 DOMAIN = "resilient-relay"
 """The ``domain`` of every ErrorInfo made here."""
@@ -87,15 +90,45 @@ MESSAGE_CHARS_MAX = 1_000
 """Of a status message that stands in error details: it may quote what an upstream said."""
 
 
+_ASKING = REPLACED | {CRITICALITY, CLIENT_ID}
+"""Request metadata that asks something of the relay, or that is not passed on as it came."""
+
+
+@value
+class Asked:
+    """What a caller's metadata asks of the relay."""
+
+    hops: int = 0
+    """Relays the call has passed through before."""
+    criticality: Criticality = DEFAULT_CRITICALITY
+    client: bytes = b""
+    """The client that the caller says it is."""
+    keyed: bool = False
+    """Whether it names a key, well-formed or not."""
+    is_nothing: bool = False
+    """Whether all of the metadata is to be passed on as it came."""
+
+
+_NOTHING_ASKED = Asked(is_nothing=True)
+
+
+def asked(metadata: Headers) -> Asked:
+    """Read the metadata; most callers' asks nothing."""
+    names = dict(metadata)
+    if _ASKING.isdisjoint(names):
+        return _NOTHING_ASKED
+    return Asked(hops(metadata), criticality(metadata), client_id(metadata), IDEMPOTENCY_KEY in names)
+
+
 class MalformedKeyError(ValueError):
     """The caller's idempotency key is not one."""
 
 
 def header(metadata: Headers, name: bytes) -> bytes | None:
     """The value of ``name``, None when it is absent; the first one when it is given twice."""
-    for key, value in metadata:
+    for key, content in metadata:
         if key == name:
-            return value
+            return content
     return None
 
 
@@ -191,8 +224,8 @@ def _retry_info_s(details: bytes) -> float | None:
 def trailers_of(verdict: Verdict, method: str, upstream_trailers: Headers) -> Headers:
     """The trailers of a call that an attempt answered or failed: the upstream's, then ours."""
     # An upstream that is a relay itself has said all this of its own attempts.
-    theirs = [field for field in upstream_trailers if field[0] not in _OUR_TRAILERS]
-    if verdict.code is Code.OK and verdict.attempts == 1 and not verdict.fell_back:
+    theirs = upstream_trailers and [field for field in upstream_trailers if field[0] not in _OUR_TRAILERS]
+    if verdict.code is _OK and verdict.attempts == 1 and not verdict.fell_back:
         return (*theirs, *_EXECUTED_AT_ONCE) if theirs else _EXECUTED_AT_ONCE
     ours = [
         (b"relay-attempts", str(verdict.attempts).encode()),
@@ -205,23 +238,50 @@ def trailers_of(verdict: Verdict, method: str, upstream_trailers: Headers) -> He
     return (*ours, *_relay_details(verdict, method))
 
 
+def trailers_of_refusal(verdict: Verdict, method: str) -> Headers:
+    """The trailers of a call that no attempt was made for."""
+    pushback_ms = None
+    if verdict.pushback_s is not None:
+        pushback_ms = _pushback_ms(verdict.pushback_s)
+    reason = verdict.reason
+    assert reason is not None, "a refusal has a reason"  # noqa: S101 (states that cannot be)
+    return _refused(reason, verdict.code, verdict.message, method, pushback_ms, subject=verdict.subject)
+
+
+@lru_cache(maxsize=1024)
+def _refused(
+    reason: Reason, code: Code, message: str, method: str, pushback_ms: int | None, *, subject: str
+) -> Headers:
+    """A flood is refused with few different answers, so each is made once."""
+    pushback_s = None if pushback_ms is None else pushback_ms / 1000
+    verdict = Verdict(
+        code, message, Origin.RELAY, Fate.REFUSED, reason, pushback_s=pushback_s, subject=subject
+    )
+    return RepeatedHeaders(trailers_of(verdict, method, ()))
+
+
 def _relay_details(verdict: Verdict, method: str) -> Iterable[tuple[bytes, bytes]]:
     if verdict.reason is None:
         return
     pushback_ms = None
     if verdict.pushback_s is not None:
-        pushback_ms = _rounded(round(verdict.pushback_s * 1000))
-        pushback_ms = _DO_NOT_RETURN_MS if verdict.pushback_s < 0 else pushback_ms
+        pushback_ms = _pushback_ms(verdict.pushback_s)
         yield PUSHBACK, str(pushback_ms).encode()
-    # A flood is refused with few different answers; those after an attempt quote the upstream and differ.
-    make = _details if verdict.attempts else _details_of_refusal
     message = verdict.message[:MESSAGE_CHARS_MAX]
-    yield DETAILS, make(verdict.code, message, verdict.reason, method, pushback_ms, subject=verdict.subject)
+    yield (
+        DETAILS,
+        _details(verdict.code, message, verdict.reason, method, pushback_ms, subject=verdict.subject),
+    )
 
 
-def _rounded(pushback_ms: int) -> int:
-    """Two significant digits: jitter enough, and few enough values for the answers to be cached."""
-    unit = int(10 ** max(0, len(str(abs(pushback_ms))) - 2))
+def _pushback_ms(pushback_s: float) -> int:
+    """Two significant digits: jitter enough, and few enough values for the answers to be kept."""
+    if pushback_s < 0:
+        return _DO_NOT_RETURN_MS
+    pushback_ms = round(pushback_s * 1000)
+    unit = 1
+    while pushback_ms >= 100 * unit:
+        unit *= 10
     return pushback_ms // unit * unit
 
 
@@ -233,7 +293,11 @@ def _details(
     Unpadded base64, as gRPC writes it.
     """
     status = Status(code=int(code), message=message)
-    details = [ErrorInfo(reason=reason.name, domain=DOMAIN, metadata={"method": method})]
+    metadata = {"method": method}
+    whose, _, name = subject.partition(":")
+    if name:
+        metadata[whose] = name
+    details = [ErrorInfo(reason=reason.name, domain=DOMAIN, metadata=metadata)]
     packed = [_pack(detail) for detail in details]
     if pushback_ms is not None and pushback_ms >= 0:
         delay = Duration(seconds=pushback_ms // 1000, nanos=pushback_ms % 1000 * 1_000_000)
@@ -243,9 +307,6 @@ def _details(
         packed.append(_pack(QuotaFailure(violations=[violation])))
     status.details.extend(packed)
     return base64.b64encode(status.SerializeToString()).rstrip(b"=")
-
-
-_details_of_refusal = lru_cache(maxsize=1024)(_details)
 
 
 def _pack(message: ErrorInfo | RetryInfo | QuotaFailure) -> Any:

@@ -18,7 +18,7 @@ from relay_service.core.policy import MethodPolicy, RelayPolicy
 from relay_service.core.reason import Reason
 from relay_service.core.throttle import AdaptiveThrottle, Throttles
 from relay_service.core.value import value
-from relay_service.destination import Destination
+from relay_service.destination import Destination, Diversion
 from relay_service.forwarding import Plan
 from relay_service.ports import Headers, UpstreamPort
 from relay_service.refusal import Refusal
@@ -48,8 +48,18 @@ class Course:
     ) -> Plan:
         """The plan of a call on this course."""
         first, *later = self.destinations
+        port = Diversion(first) if self.fell_back else first.port
         hedge_port = None if self.fell_back else first.hedge_port
-        return Plan(method, metadata, first.port, policy, deadline, demand, first, hedge_port, tuple(later))
+        return Plan(method, metadata, port, policy, deadline, demand, first, hedge_port, tuple(later))
+
+
+def same_upstreams(old: RelayPolicy, new: RelayPolicy) -> list[str]:
+    """The upstreams that lead where they led before: what was learned of them still holds."""
+    return [
+        name
+        for name, upstream in new.upstreams.items()
+        if name in old.upstreams and old.upstreams[name].target == upstream.target
+    ]
 
 
 class Courses:
@@ -90,12 +100,7 @@ class Courses:
         What has been learned of an upstream stays with it as long as its name, its target and the part
         of the policy that it was learned under stay. The result are the destinations that get no new calls.
         """
-        old = self._policy
-        same = [
-            name
-            for name, upstream in policy.upstreams.items()
-            if name in old.upstreams and old.upstreams[name].target == upstream.target
-        ]
+        same = same_upstreams(self._policy, policy)
         self.gates = {name: self._gate(policy, name, name in same, now) for name in policy.upstreams}
         self.breakers = Breakers(policy, now, self.breakers.of(same))
         learned = {name: self.hedging[name] for name in same}
@@ -138,6 +143,19 @@ class Courses:
         destinations = tuple(self.destinations[name] for name in names[taken:])
         return Course(lanes[taken:], destinations, fell_back=taken > 0)
 
+    def only(self, upstream: str, method: str, policy: MethodPolicy) -> Course | None:
+        """Where every call of a method goes; None when that depends on the call or on the moment. Holds until
+        `adopt`, and has to be checked for each call (`check_open`)."""
+        if policy.fallback or self.throttles:
+            return None
+        lane = Lane(self.gates[upstream], self.breakers.guarding(upstream, method))
+        return Course((lane,), (self.destinations[upstream],), fell_back=False)
+
+    def check_open(self, lane: Lane, now: float) -> None:
+        """Refuse the call at its headers when its breaker is sure to let no attempt through (`Refusal`)."""
+        if lane.is_open(now):
+            raise self._refusal_of(lane, now)
+
     def hedges(self, plan: Plan, upstream: str) -> Hedges | None:
         """What the call needs to be hedged, when its policy wants that.
 
@@ -158,9 +176,11 @@ class Courses:
         for index, lane in enumerate(ways):
             if not lane.is_open(now):
                 return index
-        breaker = ways[0].breaker
-        pushback_s = breaker.pushback_s(now, self._rng) if breaker is not None else None
-        raise Refusal(Reason.BREAKER_OPEN, pushback_s)
+        raise self._refusal_of(ways[0], now)
+
+    def _refusal_of(self, lane: Lane, now: float) -> Refusal:
+        pushback_s = lane.breaker.pushback_s(now, self._rng) if lane.breaker is not None else None
+        return Refusal(Reason.BREAKER_OPEN, pushback_s)
 
     def _check_throttle(self, throttle: AdaptiveThrottle | None, now: float) -> None:
         if throttle is not None and throttle.refuses(now, self._rng):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from relay_service.ports import UpstreamPort
+from relay_service.ports import Attempt, AttemptSink, Headers, UpstreamPort
 
 
 class Destination:
@@ -20,7 +20,7 @@ class Destination:
         self.hedge_port = hedge_port
         self.calls = 0
         self.fallbacks = 0
-        """Calls that came here because their own upstream could not take them, since the start."""
+        """Calls with an attempt here because their own upstream could not take them, since the start."""
         self._on_idle: Callable[[], None] | None = None
 
     def enter(self) -> None:
@@ -38,3 +38,23 @@ class Destination:
         self._on_idle = callback
         if not self.calls:
             callback()
+
+
+class Diversion:
+    """A destination as a call meets it whose own is another (a `relay_service.ports.UpstreamPort`).
+
+    The call is counted when it makes its first attempt there: until then it may still end in the queue.
+    """
+
+    __slots__ = ("_arrived", "_destination", "name")
+
+    def __init__(self, destination: Destination) -> None:
+        self.name = destination.port.name
+        self._destination = destination
+        self._arrived = False
+
+    def start(self, method: str, metadata: Headers, timeout_s: float | None, sink: AttemptSink) -> Attempt:
+        """Begin an attempt there."""
+        self._destination.fallbacks += not self._arrived
+        self._arrived = True
+        return self._destination.port.start(method, metadata, timeout_s, sink)

@@ -10,10 +10,10 @@ No task runs per call: everything here happens inside a callback of the data pla
 """
 
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from relay_service import contract
-from relay_service.core.admission import Demand
+from relay_service.core.admission import Admission, Demand
 from relay_service.core.call import Call
 from relay_service.core.events import (
     Aborted,
@@ -30,13 +30,13 @@ from relay_service.core.events import (
     StartAttempt,
     WaitBackoff,
 )
-from relay_service.core.evidence import Delivery
+from relay_service.core.evidence import Delivery, Evidence
 from relay_service.core.policy import MethodPolicy
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
 from relay_service.core.value import value
 from relay_service.core.verdict import Fate, Origin, Verdict
-from relay_service.destination import Destination
+from relay_service.destination import Destination, Diversion
 from relay_service.ports import (
     Attempt,
     AttemptEnd,
@@ -47,6 +47,12 @@ from relay_service.ports import (
     Timers,
     UpstreamPort,
 )
+
+_OK = Code.OK
+_ANSWERED = Delivery.ANSWERED
+_UPSTREAM = Origin.UPSTREAM
+_CANCELLED = Fate.CANCELLED
+_DEFINITE = Evidence.DEFINITE
 
 GIVEN_UP = "given up"
 """The message of an attempt that the relay itself ended for another's sake."""
@@ -95,7 +101,7 @@ class ForwardedCall:
     """What both kinds share: events into the machine, its actions out to the transports and timers.
 
     State: the main attempt under way, its number and its timer; how the upstream last answered; the timers of
-    the backoff and of the deadline.
+    the backoff and of the deadline. ``admission`` is what its attempts, or it as a stream, are counted by.
     """
 
     __slots__ = (
@@ -110,7 +116,11 @@ class ForwardedCall:
         "_observer",
         "_plan",
         "_reply",
+        "admission",
     )
+
+    admission: "Admission[Any]"
+    """Set by the relay when it takes the call on."""
 
     def __init__(self, host: Host, plan: Plan, machine: Call, reply: Reply, observer: CallObserver) -> None:
         self._host = host
@@ -133,12 +143,14 @@ class ForwardedCall:
     def destinations(self) -> tuple[Destination, ...]:
         """All that must be there until the call is over; none for the relay's own services."""
         plan = self._plan
-        return (plan.destination, *plan.fallbacks) if plan.destination is not None else ()
+        if plan.destination is None:
+            return ()
+        return (plan.destination, *plan.fallbacks) if plan.fallbacks else (plan.destination,)
 
     @property
-    def demand(self) -> Demand:
-        """What the call asks of the admission."""
-        return self._plan.demand
+    def plan(self) -> Plan:
+        """What was decided about it, and where it goes by now."""
+        return self._plan
 
     # What happens to the call -------------------------------------------------------------------
 
@@ -178,23 +190,27 @@ class ForwardedCall:
 
     def _apply(self, actions: Actions, now: float) -> None:
         for action in actions:
-            match action:
-                case StartAttempt(number, timeout_s):
-                    self._start_attempt(number, timeout_s, now)
-                case Finish(verdict):
-                    self._finish(verdict, now)
-                case WaitBackoff(until):
-                    self._backoff_timer = self._host.timers.call_at(until, type(self).backoff_elapsed, self)
-                case FallBack(index):
-                    self._fall_back(self._plan.fallbacks[index])
-                case CancelAttempt(number, code) if number == self._number:
-                    self._give_attempt_up(code, GIVEN_UP)
-                case _:
-                    self._act_on_hedge(action, now)
+            # Those of every call first, and without a pattern, which would cost a multiple.
+            if isinstance(action, StartAttempt):
+                self._start_attempt(action.number, action.timeout_s, now)
+            elif isinstance(action, Finish):
+                self._finish(action.verdict, now)
+            else:
+                self._apply_rare(action, now)
+
+    def _apply_rare(self, action: Action, now: float) -> None:
+        match action:
+            case WaitBackoff(until):
+                self._backoff_timer = self._host.timers.call_at(until, type(self).backoff_elapsed, self)
+            case FallBack(index):
+                self._fall_back(self._plan.fallbacks[index])
+            case CancelAttempt(number, code) if number == self._number:
+                self._give_attempt_up(code, GIVEN_UP)
+            case _:
+                self._act_on_hedge(action, now)
 
     def _fall_back(self, destination: Destination) -> None:
-        destination.fallbacks += 1
-        self._plan = replace(self._plan, upstream=destination.port, hedge_upstream=None)
+        self._plan = replace(self._plan, upstream=Diversion(destination), hedge_upstream=None)
 
     def _start_attempt(self, number: int, timeout_s: float | None, now: float) -> None:
         plan = self._plan
@@ -233,7 +249,7 @@ class ForwardedCall:
         self._handle(done, now)
 
     def _done(self, number: int, end: AttemptEnd, *, responded: bool) -> AttemptDone:
-        failed = end.code is not Code.OK
+        failed = end.code is not _OK
         return AttemptDone(
             end.delivery,
             end.code,
@@ -245,23 +261,25 @@ class ForwardedCall:
         )
 
     def _tell_end(self, done: AttemptDone, peer: str, end: AttemptEnd, now: float) -> None:
-        if end.delivery is Delivery.ANSWERED:
+        if end.delivery is _ANSWERED:
             self._end = end
-        evidence = self._machine.judgement_of(done).evidence
+        ok = end.code is _OK and end.delivery is _ANSWERED
+        evidence = _DEFINITE if ok else self._machine.judgement_of(done).evidence
         self._observer.attempt_ended(done.number, peer, end, evidence, now)
 
     def _finish(self, verdict: Verdict, now: float) -> None:
-        for timer in (self._deadline_timer, self._backoff_timer):
-            if timer is not None:
-                timer.cancel()
-        if verdict.fate is not Fate.CANCELLED:
+        if self._deadline_timer is not None:
+            self._deadline_timer.cancel()
+        if self._backoff_timer is not None:
+            self._backoff_timer.cancel()
+        if verdict.fate is not _CANCELLED:
             self._answer(verdict)
         self._observer.finished(verdict, now)
         self._host.call_ended(self)
 
     def _send_trailers(self, verdict: Verdict) -> None:
         end = self._end
-        from_upstream = end.trailers if end is not None and verdict.origin is Origin.UPSTREAM else ()
+        from_upstream = end.trailers if end is not None and verdict.origin is _UPSTREAM else ()
         trailers = contract.trailers_of(verdict, self._plan.method, from_upstream)
         if self._plan.destination is None:
             # A service of our own speaks for the relay: what it acknowledges is as durable as it says.

@@ -4,7 +4,7 @@ A hedge is a bet that the first attempt is slow by bad luck. On the same connect
 luck: a lost packet holds up everything behind it, and a connection that is dead is dead for both.
 """
 
-from relay_service.ports import Attempt, AttemptSink, Headers
+from relay_service.ports import Attempt, AttemptSink, Headers, PoolStatus
 from relay_service.upstream import Upstream
 
 
@@ -30,6 +30,10 @@ class HedgeLane:
     def connections(self) -> int:
         """Connections that may take hedges now."""
         return self._upstream.connections
+
+    def pool(self) -> PoolStatus:
+        """The connections of their own now, and what happened to them since the start."""
+        return self._upstream.pool()
 
     async def close(self, grace_s: float) -> None:
         """Start nothing more; let hedges end for ``grace_s``, then drop them."""

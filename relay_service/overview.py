@@ -2,8 +2,11 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from relay_service.control.sources import (
+    BulkheadStatus,
     Health,
     HedgingStatus,
     PolicyStatus,
@@ -12,6 +15,7 @@ from relay_service.control.sources import (
     TelemetryStatus,
     UpstreamStatus,
 )
+from relay_service.core.admission import Admission
 from relay_service.core.quota import QuotaView
 from relay_service.hedge_lane import HedgeLane
 from relay_service.jobs.office import JobsStatus
@@ -65,41 +69,28 @@ class Overview:
         """All figures now."""
         now = self._now()
         calls = self._telemetry.snapshot()
-        spans = self._telemetry.span_counts
+        told = self._telemetry.stats()
         return Stats(
             observed_at_unix_s=time.time(),
             uptime_s=now - self._started_at,
             calls=calls.calls,
             methods=calls.methods,
-            queue=self._queue(now),
+            queue=replace(
+                _queue(self._relay.admission, now), quotas=self.quotas(), capped=self._relay.capped
+            ),
             upstreams=[self._upstream(name, upstream, now) for name, upstream in self._upstreams.items()],
-            telemetry=TelemetryStatus(spans.exported, spans.dropped),
+            telemetry=TelemetryStatus(told.spans.exported, told.spans.dropped, told.afterwards_suppressed),
             jobs=self._jobs() if self._jobs is not None else None,
             policy=self._policy(),
             callers=self._callers(),
             keys=self._relay.keys.state() if self._relay.keys is not None else None,
         )
 
-    def _queue(self, now: float) -> QueueStatus:
-        admission = self._relay.admission
-        limits = admission.policy
-        return QueueStatus(
-            length=admission.queued,
-            capacity=limits.queue_capacity,
-            workers_busy=admission.busy,
-            workers=admission.workers,
-            streams=admission.streams,
-            streams_max=limits.max_streams,
-            drain_per_s=admission.drain_per_second(now),
-            admission=admission.state(),
-            quotas=self.quotas(),
-        )
-
     def _hedging(self, name: str) -> HedgingStatus | None:
         lane = self._hedge_lanes.get(name)
         if lane is None or not self._relay.policy.hedges:
             return None
-        return HedgingStatus(lane.connections, self._relay.hedging[name].state())
+        return HedgingStatus(lane.connections, self._relay.hedging[name].state(), lane.pool())
 
     def quotas(self) -> Sequence[QuotaView]:
         """The clients' quotas now."""
@@ -108,6 +99,7 @@ class Overview:
 
     def _upstream(self, name: str, upstream: Upstream, now: float) -> UpstreamStatus:
         throttles = self._relay.throttles.get(name)
+        bulkheads = self._relay.bulkheads
         return UpstreamStatus(
             name=name,
             target=upstream.target,
@@ -122,4 +114,23 @@ class Overview:
             fallbacks=self._relay.fallbacks[name],
             throttles=throttles.states(now) if throttles else {},
             hedging=self._hedging(name),
+            pool=upstream.pool(),
+            bulkheads=[
+                BulkheadStatus(one.methods, _queue(one.admission, now))
+                for one in (bulkheads.of_upstream(name) if bulkheads is not None else ())
+            ],
         )
+
+
+def _queue(admission: Admission[Any], now: float) -> QueueStatus:
+    limits = admission.policy
+    return QueueStatus(
+        length=admission.queued,
+        capacity=limits.queue_capacity,
+        workers_busy=admission.busy,
+        workers=admission.workers,
+        streams=admission.streams,
+        streams_max=limits.max_streams,
+        drain_per_s=admission.drain_per_second(now),
+        admission=admission.state(),
+    )

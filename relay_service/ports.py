@@ -9,8 +9,8 @@ Bytes that travel are gRPC's own framing (5-byte prefix and message), passed thr
 ``Headers`` are raw HTTP/2 fields, names in lower case.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from relay_service.core.evidence import Delivery, Evidence
@@ -19,6 +19,28 @@ from relay_service.core.value import value
 from relay_service.core.verdict import Verdict
 
 Headers = Sequence[tuple[bytes, bytes]]
+
+
+class RepeatedHeaders(tuple[tuple[bytes, bytes], ...]):
+    """Headers that many answers have, each time the same object: what was made of them may be kept.
+
+    Equal only to itself, so that looking it up costs nothing.
+    """
+
+    __slots__ = ()
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+
+@dataclass(frozen=True, slots=True)
+class JobRun:
+    """A run of a durable job, for spans."""
+
+    job_id: str
+    number: int
+    """From 1."""
+    traceparent: bytes
+    """Of what the job was sent in: not the run's parent, for it may be days ago."""
 
 
 @value
@@ -48,8 +70,8 @@ class CallHead:
     harmless nowhere else."""
     retried: bool = False
     """Its client library has tried it before (``grpc-previous-rpc-attempts``, gRFC A6)."""
-    caused_by: bytes = b""
-    """The ``traceparent`` of what a job's call was submitted in: not its parent, for it may be days ago."""
+    runs: tuple[JobRun, ...] = ()
+    """The jobs that it is made for; nothing of a caller's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +94,36 @@ class CallersStatus:
     """Malformed gRPC requests, answered with a status."""
     replies_given_up: int = 0
     """Replies that were reset because their caller did not take them, or others before them."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatus:
+    """The connections to one upstream. Counters run from the start of the process; times in seconds."""
+
+    connections: Mapping[str, int] = field(default_factory=dict)
+    """By state: CONNECTING; READY; RESTING, silent and given nothing new; RETIRED, going with its last
+    stream."""
+    streams: int = 0
+    """Attempts under way on them."""
+    waiting: int = 0
+    """Attempts that wait for a connection, or for the upstream to allow another stream."""
+    connects: int = 0
+    connect_failures: int = 0
+    reconnects: int = 0
+    """Connections made in place of lost ones."""
+    disconnects: int = 0
+    goaways: int = 0
+    """Connections that the upstream said it would close."""
+    pings: int = 0
+    """Questions to a connection that was silent with calls under way."""
+    pings_answered: int = 0
+    ping_round_trip_s: float = 0.0
+    """Of the last that was answered; 0 before the first."""
+    ping_round_trip_max_s: float = 0.0
+    zombies: int = 0
+    """Connections given up because they did not answer one."""
+    attempts_unsent: int = 0
+    """Attempts that failed at once: the upstream was away, or too many waited."""
 
 
 class Reply(Protocol):
@@ -228,4 +280,7 @@ class Observer(Protocol):
     """Makes a `CallObserver` for every call."""
 
     def call_started(self, head: CallHead, now: float) -> CallObserver:
-        """Called before anything is decided."""
+        """A call was taken at its headers."""
+
+    def call_refused(self, head: CallHead, verdict: Verdict, now: float) -> None:
+        """A call was refused at its headers; that is all there is to hear of it."""

@@ -12,27 +12,31 @@ from types import MappingProxyType
 
 from relay_service import contract
 from relay_service.arrival import (
+    capped,
     deadline_of,
     demand_of,
     is_unary,
     key_of,
     key_to_send,
     outgoing,
+    sent_on,
     single_attempt,
 )
 from relay_service.core.admission import Admission, Demand, Offer
 from relay_service.core.breakers import Breakers
 from relay_service.core.budget import RetryGate
+from relay_service.core.bulkheads import Bulkheads, Known
 from relay_service.core.call import Call
+from relay_service.core.events import Aborted
 from relay_service.core.evidence import Safety
 from relay_service.core.hedge import Hedging
 from relay_service.core.limit import LoadSign
-from relay_service.core.policy import NO_RETRY, MethodPolicy, RelayPolicy
+from relay_service.core.policy import NO_RETRY, CriticalityCaps, MethodPolicy, RelayPolicy
 from relay_service.core.quota import ClientQuotas
 from relay_service.core.reason import Reason
 from relay_service.core.throttle import Throttles
 from relay_service.core.verdict import Verdict
-from relay_service.courses import Course, Courses
+from relay_service.courses import Courses, same_upstreams
 from relay_service.destination import Destination
 from relay_service.forwarding import ForwardedCall, Plan
 from relay_service.idempotency.caller import KeyedCall
@@ -52,6 +56,7 @@ from relay_service.ports import (
 from relay_service.refusal import Refusal, refused
 from relay_service.streaming import StreamCall
 from relay_service.unary import UnaryCall
+from relay_service.ways import Way, Ways
 
 HELD_REQUEST_BYTES_MAX = 256 * 1024 * 1024
 """Request bytes of all unary calls, held for their attempts; beyond it calls find the queue full."""
@@ -61,10 +66,27 @@ SECRET_BYTES = 16
 OWN_SERVICE_POLICY = MethodPolicy(
     default_timeout_s=None, max_timeout_s=None, attempt_timeout_s=None, retry=NO_RETRY, replay_buffer_bytes=0
 )
-"""Calls to the relay's own services are handed over as they are."""
+"""Calls to the relay's own services are handed over as they are. Their UNAVAILABLE is not taken for a refusal:
+a store that died amid a commit may have kept the job."""
 
 OWN_SERVICE_DEMAND = Demand()
 """They ask nothing of the admission, and get it."""
+
+
+class ListenedTo:
+    """An observer with somebody before each call's: an `Observer`."""
+
+    def __init__(self, observer: Observer, listener: Callable[[CallObserver], CallObserver]) -> None:
+        self._observer = observer
+        self._listener = listener
+
+    def call_started(self, head: CallHead, now: float) -> CallObserver:
+        """See `Observer.call_started`."""
+        return self._listener(self._observer.call_started(head, now))
+
+    def call_refused(self, head: CallHead, verdict: Verdict, now: float) -> None:
+        """See `Observer.call_refused`."""
+        self.call_started(head, now).finished(verdict, now)
 
 
 class Relay:
@@ -98,14 +120,17 @@ class Relay:
         self._catalog = catalog
         self._observer = observer
         self._rng = rng
-        self._admission: Admission[UnaryCall] = Admission(
-            policy.admission, now(), rng.randbytes(SECRET_BYTES)
-        )
+        self._secret = rng.randbytes(SECRET_BYTES)
+        self._admission: Admission[UnaryCall] = Admission(policy.admission, now(), self._secret)
+        self._bulkheads = self._make_bulkheads(policy, {}, now())
         self._quotas = ClientQuotas(policy.clients, now()) if policy.clients else None
         self._courses = Courses(policy, upstreams, hedge_upstreams, rng, now())
+        self._ways = Ways()
         self._own_gate = RetryGate(None, None, now())
         self._in_flight = 0
         self._held_bytes = 0
+        self.capped = 0
+        """Calls that asked for a higher class than their caller may have, since the start."""
         self._keys = Keys(self, keys, policy.keys, policy.dead_letters) if keys is not None else None
         self._own_calls: set[StreamCall] = set()
         self._draining = False
@@ -114,8 +139,13 @@ class Relay:
 
     @property
     def admission(self) -> Admission[UnaryCall]:
-        """The queue and the workers."""
+        """The queue and the workers of all calls that have no compartment."""
         return self._admission
+
+    @property
+    def bulkheads(self) -> Bulkheads[UnaryCall] | None:
+        """The compartments, if the policy has any."""
+        return self._bulkheads
 
     @property
     def quotas(self) -> ClientQuotas | None:
@@ -155,7 +185,8 @@ class Relay:
     @property
     def in_flight(self) -> int:
         """Calls that have no verdict yet, and keyed work that has outlived its callers."""
-        return self._in_flight + (self._keys.waiting if self._keys is not None else 0)
+        keys = self._keys
+        return self._in_flight + (keys.waiting + keys.settling if keys is not None else 0)
 
     @property
     def draining(self) -> bool:
@@ -182,10 +213,23 @@ class Relay:
         left = self._courses.adopt(policy, upstreams, hedge_upstreams, now)
         if policy.clients != self._policy.clients:
             self._quotas = ClientQuotas(policy.clients, now) if policy.clients else None
-        self._policy = policy
         self._admission.adopt(policy.admission, now)
-        self._hand_out(now)
+        same = same_upstreams(self._policy, policy)
+        known = self._bulkheads.of(same) if self._bulkheads is not None else {}
+        self._policy = policy
+        self._ways = Ways()
+        self._bulkheads = self._make_bulkheads(policy, known, now)
+        for admission in (self._admission, *(one.admission for one in self._bulkheads or ())):
+            self._hand_out(admission, now)
         return left
+
+    def _make_bulkheads(
+        self, policy: RelayPolicy, known: Known[UnaryCall], now: float
+    ) -> Bulkheads[UnaryCall] | None:
+        asked = policy.bulkheads
+        if not asked.upstreams and not asked.methods:
+            return None
+        return Bulkheads(policy, now, self._secret, known)
 
     def drain(self) -> None:
         """Refuse new calls from now on; those under way go on, but for calls to our own services: a health
@@ -199,15 +243,10 @@ class Relay:
     def on_call(self, head: CallHead, reply: Reply) -> IncomingCall | None:
         """Take a call at its headers (a `relay_service.ports.CallHandler`)."""
         now = self.now()
-        observer = self._observer.call_started(head, now)
         own = self._own_services.get(head.method.rpartition("/")[0])
-        try:
-            if own is not None:
-                return self._hand_over(head, own, reply, observer, now)
-            return self._take(head, reply, observer, now, self._keys)
-        except Refusal as refusal:
-            self._turn_away(head, reply, observer, refusal)
-            return None
+        if own is not None:
+            return self._hand_over(head, own, reply, now)
+        return self._take_or_refuse(head, reply, now, self._keys, self._observer)
 
     def carry(
         self, head: CallHead, reply: Reply, listener: Callable[[CallObserver], CallObserver]
@@ -217,29 +256,30 @@ class Relay:
         The key it carries belongs to the job already, so nobody has to claim it. ``listener`` may put
         itself before the call's observer and so hears how its attempts and the call itself end.
         """
-        now = self.now()
-        observer = listener(self._observer.call_started(head, now))
+        return self._take_or_refuse(head, reply, self.now(), None, ListenedTo(self._observer, listener))
+
+    def _take_or_refuse(
+        self, head: CallHead, reply: Reply, now: float, keys: Keys | None, observer: Observer
+    ) -> IncomingCall | None:
         try:
-            return self._take(head, reply, observer, now, None)
+            return self._take(head, reply, now, keys, observer)
         except Refusal as refusal:
-            self._turn_away(head, reply, observer, refusal)
+            verdict = refused(refusal.reason, refusal.reason.meaning, refusal.pushback_s, refusal.subject)
+            self._answer_refused(head, reply, verdict, observer)
             return None
 
     def safety(self, method: str) -> Safety:
         """What a second execution of ``method`` would do: the policy's word, else the upstream's."""
-        upstream = self._policy.route(method)
-        facts = self._catalog.facts(upstream, method) if upstream else None
-        return self._policy.method_policy(method).safety or (facts and facts.safety) or Safety.NONE
+        way = self._way(method)
+        return Safety.NONE if way is None else way.safety
 
     def refuse(self, head: CallHead, reply: Reply, reason: Reason, message: str) -> None:
         """Refuse a call that never became one, counted and traced like any other."""
-        observer = self._observer.call_started(head, self.now())
-        self._answer_refused(head, reply, observer, refused(reason, message))
+        self._answer_refused(head, reply, refused(reason, message), self._observer)
 
-    def _hand_over(
-        self, head: CallHead, upstream: UpstreamPort, reply: Reply, observer: CallObserver, now: float
-    ) -> IncomingCall:
+    def _hand_over(self, head: CallHead, upstream: UpstreamPort, reply: Reply, now: float) -> IncomingCall:
         """Pass a call to the relay's own services on as it is: not limited, not counted as in flight."""
+        observer = self._observer.call_started(head, now)
         deadline = now + head.timeout_s if head.timeout_s is not None else None
         metadata = [field for field in head.metadata if field[0] not in contract.TOLD_TO_OWN_SERVICES]
         metadata.append((contract.IDENTITY, base64.b64encode(head.identity.encode())))
@@ -260,42 +300,50 @@ class Relay:
         return call
 
     def _take(
-        self, head: CallHead, reply: Reply, observer: CallObserver, now: float, keys: Keys | None
+        self, head: CallHead, reply: Reply, now: float, keys: Keys | None, observer: Observer
     ) -> IncomingCall:
-        """``keys`` is where the call's key has to be claimed; None when that has been done, or nobody keeps
+        """Decide at the headers, before anything is made for the call.
+
+        ``keys`` is where the call's key has to be claimed; None when that has been done, or nobody keeps
         keys."""
         if self._draining:
             raise Refusal(Reason.DRAINING)
-        upstream = self._policy.route(head.method)
-        if upstream is None:
+        way = self._way(head.method)
+        if way is None:
             raise Refusal(Reason.NO_ROUTE)
-        policy = self._policy.method_policy(head.method)
-        facts = self._catalog.facts(upstream, head.method)
-        safety = policy.safety or (facts.safety if facts else None) or Safety.NONE
-        unary = head.unary or is_unary(policy, facts, safety)
-        hops = contract.hops(head.metadata)
+        if self._policy.criticality_caps is not None:
+            head = self._capped(head, self._policy.criticality_caps)
+        policy = way.policy
+        unary = head.unary or way.unary
+        asked = contract.asked(head.metadata)
+        hops = asked.hops
         if hops >= self._policy.max_hops:
             raise Refusal(Reason.HOP_LIMIT)
-        known = facts is not None or policy.unary is not None
-        key = key_of(head, policy, streaming=known and not unary)
+        key = None
+        if asked.keyed or policy.key_required:
+            key = key_of(head, policy, streaming=way.is_known and not unary)
         if key is not None and policy.idempotency is not None:
             unary = True  # of a method nothing is known of: a key belongs to one request
         deadline = deadline_of(head, policy, now, unary=unary)
         keeping = policy.idempotency if unary and keys is not None else None
         if keeping is not None and keys is not None and (key is not None or keeping.payload_keys):
-            intent = Intent(head, upstream, policy, keeping, safety, hops, key, deadline)
-            return KeyedCall(self, keys, intent, reply, observer)
-        sent_key = None if key is None else key_to_send(head.identity, head.method, key, hops)
-        demand = demand_of(head, deadline)
+            intent = Intent(head, way.upstream, policy, keeping, way.safety, hops, key, deadline)
+            return KeyedCall(self, keys, intent, reply, observer.call_started(head, now))
+        demand = Demand(asked.criticality, deadline, asked.client)
         # Who called has tried before, or will again: it could go to two services in turn.
         once = hops > 0 or head.once
         # A stream whose request is not kept cannot wait for another upstream.
         movable = not once and not head.bound and (unary or policy.replay_buffer_bytes > 0)
-        course = self._courses.choose(upstream, head.method, policy, demand.criticality, now, movable=movable)
-        plan = course.plan(head.method, outgoing(head, sent_key, hops), policy, deadline, demand)
+        course = self._course(way, head.method, demand, now, movable=movable)
+        admission = self._admission_of(course.destinations[0].port.name, head.method)
+        if unary:
+            self._admit_unary(demand, admission, now)
+        else:
+            self._admit_stream(demand, admission, now)
+        plan = course.plan(head.method, sent_on(head, asked, key), policy, deadline, demand)
         machine = Call(
             single_attempt(policy.retry) if once else policy.retry,
-            safety=safety,
+            safety=way.safety,
             has_key=key is not None,
             deadline=deadline,
             attempt_limit_s=policy.attempt_timeout_s if unary else None,
@@ -304,54 +352,91 @@ class Relay:
             streaming=not unary,
             breaker=course.lane.breaker,
             throttle=course.lane.throttle,
-            hedges=self._courses.hedges(plan, upstream) if unary and not once else None,
+            hedges=self._courses.hedges(plan, way.upstream) if unary and not once else None,
             fallbacks=course.later_lanes,
             fell_back=course.fell_back,
         )
-        if unary:
-            self._admit_unary(plan, now)
-        else:
-            self._admit_stream(plan, now)
-        call = (UnaryCall if unary else StreamCall)(self, plan, machine, reply, observer)
-        self._count_in(call, course)
+        told = observer.call_started(head, now)
+        call = (UnaryCall if unary else StreamCall)(self, plan, machine, reply, told)
+        call.admission = admission
+        self._count_in(course)
         if isinstance(call, StreamCall):
             call.begin(now)
         return call
 
-    def _count_in(self, call: ForwardedCall, course: Course) -> None:
+    def _course(self, way: Way, method: str, demand: Demand, now: float, *, movable: bool) -> Course:
+        course = way.only_course
+        if course is None:
+            return self._courses.choose(
+                way.upstream, method, way.policy, demand.criticality, now, movable=movable
+            )
+        self._courses.check_open(course.lanes[0], now)
+        return course
+
+    def _way(self, method: str) -> Way | None:
+        """What holds for every call of the method; None when no route leads to it."""
+        way = self._ways.get(method)
+        if way is None or way.facts is not self._catalog.facts(way.upstream, method):
+            way = self._find_way(method)
+            if way is not None:
+                self._ways.remember(method, way)
+        return way
+
+    def _find_way(self, method: str) -> Way | None:
+        upstream = self._policy.route(method)
+        if upstream is None:
+            return None
+        policy = self._policy.method_policy(method)
+        facts = self._catalog.facts(upstream, method)
+        safety = policy.safety or (facts.safety if facts else None) or Safety.NONE
+        only_course = self._courses.only(upstream, method, policy)
+        return Way(upstream, policy, facts, safety, is_unary(policy, facts, safety), only_course)
+
+    def _capped(self, head: CallHead, caps: CriticalityCaps) -> CallHead:
+        allowed = capped(head, caps)
+        self.capped += allowed is not head
+        return allowed
+
+    def _count_in(self, course: Course) -> None:
         """`call_ended` counts it out."""
         self._in_flight += 1
-        course.destinations[0].fallbacks += course.fell_back
-        for destination in call.destinations:
+        for destination in course.destinations:
             destination.enter()
 
-    def _admit_unary(self, plan: Plan, now: float) -> None:
-        if (reason := self._admission.turn_away(plan.demand, now)) is not None:
-            raise Refusal(reason, self.pushback_s(reason, now))
-        self._charge_quota(plan.demand.client, now)
+    def _admission_of(self, upstream: str, method: str) -> Admission[UnaryCall]:
+        """What judges the calls to where the call goes now: a compartment's, or that of all others."""
+        if self._bulkheads is None:
+            return self._admission
+        return self._bulkheads.holding(upstream, method) or self._admission
 
-    def _admit_stream(self, plan: Plan, now: float) -> None:
-        self._charge_quota(plan.demand.client, now)
-        if not self._admission.open_stream():
-            raise Refusal(Reason.STREAM_LIMIT, self._admission.stream_pushback_s(self._rng))
+    def _admit_unary(self, demand: Demand, admission: Admission[UnaryCall], now: float) -> None:
+        if (reason := admission.turn_away(demand, now)) is not None:
+            raise Refusal(reason, self._pushback_s(admission, reason, now), admission.subject)
+        self._charge_quota(demand.client, now)
 
-    def _turn_away(self, head: CallHead, reply: Reply, observer: CallObserver, refusal: Refusal) -> None:
-        reason = refusal.reason
-        self._answer_refused(
-            head, reply, observer, refused(reason, reason.meaning, refusal.pushback_s, refusal.subject)
-        )
+    def _admit_stream(self, demand: Demand, admission: Admission[UnaryCall], now: float) -> None:
+        """It is counted where it begins, also when it falls back."""
+        if not admission.open_stream():
+            pushback_s = admission.stream_pushback_s(self._rng)
+            raise Refusal(Reason.STREAM_LIMIT, pushback_s, admission.subject)
+        try:
+            self._charge_quota(demand.client, now)
+        except Refusal:
+            admission.close_stream()
+            raise
 
     def _charge_quota(self, client: bytes, now: float) -> None:
-        """Last of all, so that no client pays for a call that is refused for another reason."""
+        """Last of all that is decided at the headers, so that no client pays for a call that is refused there
+        for another reason. What is shed from the queue later has been paid for: it did take a place."""
         if self._quotas is not None and (wait_s := self._quotas.take(client, now)) > 0.0:
             # Not before there is a token, and not all at once when there is one.
             pushback_s = wait_s * self._rng.uniform(1.0, 1.5)
             raise Refusal(Reason.CLIENT_QUOTA, pushback_s, f"client:{client.decode('ascii', 'replace')}")
 
-    def _answer_refused(self, head: CallHead, reply: Reply, observer: CallObserver, verdict: Verdict) -> None:
-        trailers = contract.trailers_of(verdict, head.method, ())
+    def _answer_refused(self, head: CallHead, reply: Reply, verdict: Verdict, observer: Observer) -> None:
+        trailers = contract.trailers_of_refusal(verdict, head.method)
         reply.send_trailers(verdict.code, verdict.message, trailers)
-        observer.finished(verdict, self.now())
+        observer.call_refused(head, verdict, self.now())
 
     # What keyed calls ask of their relay (`relay_service.idempotency`) ------------------------------
 
@@ -370,7 +455,8 @@ class Relay:
             sent_key = key_to_send(head.identity, head.method, order.key, hops)
             # It lasts as long as somebody waits, so the plan knows no deadline.
             plan = course.plan(head.method, outgoing(head, sent_key, hops), policy, None, demand)
-            self._admit_unary(plan, now)
+            admission = self._admission_of(plan.upstream.name, plan.method)
+            self._admit_unary(demand, admission, now)
         except Refusal as refusal:
             raise NoWork(refusal.reason, refusal.pushback_s, refusal.subject) from None
         machine = Call(
@@ -391,7 +477,8 @@ class Relay:
         if order.outcome_open:
             machine.outcome_is_open()
         work = KeyedWork(self, plan, machine, observer, intent.keys.settle_s)
-        self._count_in(work, course)
+        work.admission = admission
+        self._count_in(course)
         work.on_request_data(order.framed, end=True)
         return work
 
@@ -407,35 +494,36 @@ class Relay:
 
     # What calls ask of their relay (`relay_service.unary.UnaryHost`) ----------------------------
 
-    def take_worker(self, call: UnaryCall) -> Offer[UnaryCall]:
+    def take_worker(self, call: UnaryCall, now: float) -> Offer[UnaryCall]:
         """A worker, a place in the queue (perhaps that of another call), or neither."""
-        now = self.now()
-        offer = self._admission.offer(call, call.demand, now)
+        if self._bulkheads is not None:  # it may have fallen back to where another counts
+            call.admission = self._admission_of(call.plan.upstream.name, call.plan.method)
+        offer = call.admission.offer(call, call.plan.demand, now)
         if offer.displaced is not None:
             offer.displaced.shed(offer.reason or Reason.QUEUE_FULL, now)
         return offer
 
-    def take_spare_worker(self) -> bool:
+    def take_spare_worker(self, call: UnaryCall) -> bool:
         """A worker for what is not worth waiting for."""
-        return self._admission.take_spare()
+        return call.admission.take_spare()
 
-    def give_worker_back(self, outcome: LoadSign, held_s: float, now: float) -> None:
+    def give_worker_back(self, call: UnaryCall, outcome: LoadSign, held_s: float, now: float) -> None:
         """Count the attempt's end, and hand the worker on."""
-        self._admission.release(outcome, held_s, now)
-        self._hand_out(now)
+        call.admission.release(outcome, held_s, now)
+        self._hand_out(call.admission, now)
 
-    def worker_unused(self, now: float) -> None:
+    def worker_unused(self, call: UnaryCall, now: float) -> None:
         """Hand the worker on."""
-        self._admission.hand_back()
-        self._hand_out(now)
+        call.admission.hand_back()
+        self._hand_out(call.admission, now)
 
-    def _hand_out(self, now: float) -> None:
+    def _hand_out(self, admission: Admission[UnaryCall], now: float) -> None:
         """Give free workers to the next calls in the queue that can still use them."""
-        while (grant := self._admission.grant(now)) is not None:
+        while (grant := admission.grant(now)) is not None:
             if grant.refusal is not None:
                 grant.ticket.shed(grant.refusal, now)
             elif not grant.ticket.worker_granted(now):
-                self._admission.hand_back()
+                admission.hand_back()
 
     def hold_request(self, size_bytes: int) -> bool:
         """Count request bytes that are held, up to `HELD_REQUEST_BYTES_MAX`."""
@@ -450,13 +538,19 @@ class Relay:
 
     def leave_queue(self, call: UnaryCall) -> None:
         """The call waits no longer."""
-        self._admission.withdraw(call)
+        call.admission.withdraw(call)
+
+    def turned_away(self, call: UnaryCall, reason: Reason, now: float) -> Aborted:
+        """What ends a call that gets no worker."""
+        admission = call.admission
+        return Aborted(reason, self._pushback_s(admission, reason, now), admission.subject)
 
     def pushback_s(self, reason: Reason, now: float) -> float:
         """When a caller refused for this reason should return; a hopeless one not at all."""
-        if reason is Reason.DEADLINE_INFEASIBLE:
-            return -1.0
-        return self._admission.pushback_s(now, self._rng)
+        return self._pushback_s(self._admission, reason, now)
+
+    def _pushback_s(self, admission: Admission[UnaryCall], reason: Reason, now: float) -> float:
+        return -1.0 if reason is Reason.DEADLINE_INFEASIBLE else admission.pushback_s(now, self._rng)
 
     def call_ended(self, call: ForwardedCall) -> None:
         """Count it out."""
@@ -465,7 +559,7 @@ class Relay:
             self._own_calls.discard(call)
             return
         if isinstance(call, StreamCall):
-            self._admission.close_stream()
+            call.admission.close_stream()
         self._in_flight -= 1
         for destination in destinations:
             destination.leave()

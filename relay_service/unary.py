@@ -26,24 +26,30 @@ from relay_service.core.status import Code
 from relay_service.core.verdict import Origin, Verdict
 from relay_service.forwarding import GIVEN_UP, ForwardedCall, Host, Plan, took_too_long
 from relay_service.hedge_attempt import HedgeAttempt
-from relay_service.message import FRAME_PREFIX_BYTES, Collector, HeldResponse
+from relay_service.message import FRAME_PREFIX_BYTES, Collector, HeldResponse, is_one_message
 from relay_service.ports import Attempt, AttemptEnd, CallObserver, Headers, Reply, TimerHandle
+
+_STARTED, _QUEUED = Admitted.STARTED, Admitted.QUEUED
+_READY, _ATTEMPTING = State.READY, State.ATTEMPTING
+_ANSWERED = Delivery.ANSWERED
+_UPSTREAM = Origin.UPSTREAM
+_BEGIN = Begin()
 
 
 class UnaryHost(Host, Protocol):
     """What a unary call needs of the relay besides: a worker, and room for its request."""
 
-    def take_worker(self, call: "UnaryCall") -> "Offer[UnaryCall]":
+    def take_worker(self, call: "UnaryCall", now: float) -> "Offer[UnaryCall]":
         """Ask for a worker; when QUEUED, `UnaryCall.worker_granted` or `UnaryCall.shed` follows, or
         `leave_queue` ends it."""
 
-    def take_spare_worker(self) -> bool:
+    def take_spare_worker(self, call: "UnaryCall") -> bool:
         """Ask for a worker that is free and that no call waits for."""
 
-    def give_worker_back(self, outcome: LoadSign, held_s: float, now: float) -> None:
+    def give_worker_back(self, call: "UnaryCall", outcome: LoadSign, held_s: float, now: float) -> None:
         """The worker, held for so long, is free for the next in the queue."""
 
-    def worker_unused(self, now: float) -> None:
+    def worker_unused(self, call: "UnaryCall", now: float) -> None:
         """A worker was given and no attempt was made with it."""
 
     def hold_request(self, size_bytes: int) -> bool:
@@ -54,6 +60,9 @@ class UnaryHost(Host, Protocol):
 
     def leave_queue(self, call: "UnaryCall") -> None:
         """The call waits no longer."""
+
+    def turned_away(self, call: "UnaryCall", reason: Reason, now: float) -> Aborted:
+        """What ends a call that gets no worker: whose limit it was, and when the caller should return."""
 
     def pushback_s(self, reason: Reason, now: float) -> float:
         """When a caller that is refused for this reason should return; negative means not at all."""
@@ -85,7 +94,7 @@ class UnaryCall(ForwardedCall):
         self, host: UnaryHost, plan: Plan, machine: Call, reply: Reply, observer: CallObserver
     ) -> None:
         super().__init__(host, plan, machine, reply, observer)
-        self._collector = Collector(plan.policy.max_message_bytes)
+        self._collector: Collector | None = None
         self._request: bytes | None = None
         self._held_bytes = 0
         self._response = self._answered_with = HeldResponse()
@@ -98,20 +107,31 @@ class UnaryCall(ForwardedCall):
 
     def on_request_data(self, data: bytes, *, end: bool) -> None:
         """Collect the request; when it is whole, ask for a worker."""
-        if self._machine.state is not State.READY or self._request is not None:
+        if self._machine.state is not _READY or self._request is not None:
             return
         self._reply.consumed(len(data))
-        problem = self._collector.add(data)
+        problem = self._collect(data, whole=end)
         if problem is not None:
             self._stop(Aborted(problem))
         elif not self._hold(len(data)):
             self._stop(Aborted(Reason.QUEUE_FULL, self._host.pushback_s(Reason.QUEUE_FULL, self._host.now())))
         elif end:
-            self._request = self._collector.whole()
+            if self._collector is not None:
+                self._request = self._collector.whole()
             if self._request is None:
                 self._stop(Aborted(Reason.MALFORMED_REQUEST))
             else:
-                self._seek_worker(Begin())
+                self._seek_worker(_BEGIN)
+
+    def _collect(self, data: bytes, *, whole: bool) -> Reason | None:
+        """Take more of the request; a reason when it cannot become a message that is accepted."""
+        max_bytes = self._plan.policy.max_message_bytes
+        if self._collector is None:
+            if whole and len(data) <= max_bytes + FRAME_PREFIX_BYTES and is_one_message(data):
+                self._request = data  # in one piece, as most come
+                return None
+            self._collector = Collector(max_bytes)
+        return self._collector.add(data)
 
     def _hold(self, size_bytes: int) -> bool:
         if not self._host.hold_request(size_bytes):
@@ -130,30 +150,31 @@ class UnaryCall(ForwardedCall):
 
     def _seek_worker(self, then: Event) -> None:
         now = self._host.now()
-        match self._host.take_worker(self):
-            case Offer(Admitted.STARTED):
-                if not self._use_worker(then, now):
-                    self._host.worker_unused(now)
-            case Offer(Admitted.QUEUED):
-                self._in_queue = True
-                self._observer.queued(now)
-            case Offer(Admitted.REFUSED, reason):
-                self._no_worker(reason or Reason.QUEUE_FULL, now)
+        offer = self._host.take_worker(self, now)
+        if offer.admitted is _STARTED:
+            if not self._use_worker(then, now):
+                self._host.worker_unused(self, now)
+        elif offer.admitted is _QUEUED:
+            self._in_queue = True
+            self._observer.queued(now)
+        else:
+            self._no_worker(offer.reason or Reason.QUEUE_FULL, now)
 
     def worker_granted(self, now: float) -> bool:
         """The wait in the queue is over; False when the call ended at once and needs no worker."""
         self._in_queue = False
         self._observer.dequeued(now)
-        return self._use_worker(Begin() if self._machine.state is State.READY else BackoffElapsed(), now)
+        return self._use_worker(_BEGIN if self._machine.state is _READY else BackoffElapsed(), now)
 
     def _use_worker(self, then: Event, now: float) -> bool:
         """Start an attempt with the worker just given; False when the call ended instead."""
         self._worker_since = now
         self._handle(then, now)
         # An attempt never ends inside its start.
-        if self._machine.state is not State.ATTEMPTING:
-            self._worker_since = None
-        return self._worker_since is not None
+        if self._machine.state is _ATTEMPTING:
+            return True
+        self._worker_since = None
+        return False
 
     def shed(self, reason: Reason, now: float) -> None:
         """The place in the queue is lost: the admission took it, or the time left is too short."""
@@ -166,19 +187,19 @@ class UnaryCall(ForwardedCall):
     def _no_worker(self, reason: Reason, now: float) -> None:
         """Before the first attempt that is a refusal; after it, the end of the retries."""
         if not self._machine.attempts:
-            self._handle(Aborted(reason, self._host.pushback_s(reason, now)), now)
+            self._handle(self._host.turned_away(self, reason, now), now)
         else:
             self._handle(RetryRefused(), now)
 
     def _handle(self, event: Event, now: float) -> None:
         try:
-            super()._handle(event, now)
+            self._apply(self._machine.handle(event, now), now)
         finally:
             since = self._worker_since
             # Of the main attempt: those of hedges take another way.
             if since is not None and isinstance(event, AttemptDone):
                 self._worker_since = None
-                self._host.give_worker_back(load_sign_of(event.delivery, event.code), now - since, now)
+                self._host.give_worker_back(self, load_sign_of(event.delivery, event.code), now - since, now)
 
     def _finish(self, verdict: Verdict, now: float) -> None:
         if self._in_queue:
@@ -229,7 +250,7 @@ class UnaryCall(ForwardedCall):
         """The request was queued in one piece: there is nothing to go on with."""
 
     def _attempt_over(self, end: AttemptEnd, now: float) -> None:
-        if end.delivery is Delivery.ANSWERED:
+        if end.delivery is _ANSWERED:
             self._answered_with = self._response
         if self._hedge_timer is not None and not self._hedges:
             self._call_hedge_off()
@@ -237,7 +258,7 @@ class UnaryCall(ForwardedCall):
 
     def _answer(self, verdict: Verdict) -> None:
         response = self._answered_with
-        if verdict.origin is Origin.UPSTREAM and response.headers is not None:
+        if verdict.origin is _UPSTREAM and response.headers is not None:
             self._reply.send_headers(response.headers)
             for chunk in response.chunks:
                 self._reply.send_data(chunk)
@@ -259,13 +280,13 @@ class UnaryCall(ForwardedCall):
         """The timer of the next hedge."""
         self._hedge_timer = None
         now = self._host.now()
-        if not self._host.take_spare_worker():
+        if not self._host.take_spare_worker(self):
             self._handle(HedgeUnserved(), now)
             return
         attempts = self._machine.attempts
         self._handle(HedgeDue(), now)
         if self._machine.attempts == attempts:
-            self._host.worker_unused(now)
+            self._host.worker_unused(self, now)
 
     def _start_hedge(self, number: int, timeout_s: float | None, now: float) -> None:
         plan = self._plan
@@ -300,7 +321,9 @@ class UnaryCall(ForwardedCall):
         try:
             super()._handle(done, now)
         finally:
-            self._host.give_worker_back(load_sign_of(end.delivery, end.code), now - hedge.worker_since, now)
+            self._host.give_worker_back(
+                self, load_sign_of(end.delivery, end.code), now - hedge.worker_since, now
+            )
 
     def _call_hedge_off(self) -> None:
         """None is due any more."""

@@ -13,12 +13,12 @@ import logging
 import random
 import ssl
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
-from relay_service.ports import Attempt, AttemptSink, Headers, TimerHandle, Timers
+from relay_service.ports import Attempt, AttemptSink, Headers, PoolStatus, TimerHandle, Timers
 from relay_service.wire.client import ClientConnection, ClientState
 from relay_service.wire.client_stream import ClientStream
 from relay_service.wire.connection import ConnectionSettings
@@ -26,11 +26,16 @@ from relay_service.wire.dial import Target, dial
 from relay_service.wire.guarded import guarded
 from relay_service.wire.heads import RequestTemplate
 from relay_service.wire.liveness import LivenessSettings
+from relay_service.wire.pool import PoolCounters
 
 logger = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 1.0
 """From dropping the last connections to hearing of their end."""
+
+
+_STANDING = (ClientState.READY, ClientState.RESTING, ClientState.RETIRED)
+"""What a connection may be that had its handshake and is not lost."""
 
 
 class UpstreamState(Enum):
@@ -70,20 +75,6 @@ class UpstreamSettings:
     """A connection that lived so long is replaced without backoff when it is lost."""
 
 
-@dataclass(slots=True)
-class UpstreamCounters:
-    """What this upstream's connections have seen, since the start."""
-
-    connects: int = 0
-    connect_failures: int = 0
-    disconnects: int = 0
-    """Connections lost, whoever ended them."""
-    attempts: int = 0
-    attempts_unsent: int = 0
-    """Failed at once: away, or the line was full."""
-    last_error: str = ""
-
-
 class Upstream:
     """Implements `relay_service.ports.UpstreamPort` over HTTP/2 connections to ``target``.
 
@@ -107,7 +98,7 @@ class Upstream:
     ) -> None:
         self.name = name
         self.target = target
-        self.counters = UpstreamCounters()
+        self.counters = PoolCounters()
         self._target = Target.parse(target)
         self._timers = timers
         self._settings = settings or UpstreamSettings()
@@ -177,6 +168,30 @@ class Upstream:
     def streams(self) -> int:
         """Attempts under way on all connections."""
         return sum(len(connection.streams) for connection in self._live)
+
+    def pool(self) -> PoolStatus:
+        """The connections now, and what happened to them since the start."""
+        states = Counter(connection.state.name for connection in self._live)
+        counters = self.counters
+        return PoolStatus(
+            connections={
+                "CONNECTING": len(self._dials),
+                **{one.name: states[one.name] for one in _STANDING},
+            },
+            streams=self.streams,
+            waiting=len(self._waiting),
+            connects=counters.connects,
+            connect_failures=counters.connect_failures,
+            reconnects=counters.reconnects,
+            disconnects=counters.disconnects,
+            goaways=counters.goaways,
+            pings=counters.pings,
+            pings_answered=counters.pings_answered,
+            ping_round_trip_s=counters.ping_round_trip_s,
+            ping_round_trip_max_s=counters.ping_round_trip_max_s,
+            zombies=counters.zombies,
+            attempts_unsent=counters.attempts_unsent,
+        )
 
     # -- life --------------------------------------------------------------------------------------------
 
@@ -345,6 +360,7 @@ class Upstream:
             self._on_dial_failed(ConnectionError(connection.lost_reason))
             return
         self.counters.connects += 1
+        self.counters.reconnects += self.counters.reconnects < self.counters.disconnects
         self._live[connection] = self._clock()
         self._settle()
         if self._on_connected is not None:

@@ -1,6 +1,6 @@
 """What one way made of the traffic, in the numbers of the table. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from chaos import invariants
@@ -96,21 +96,21 @@ def _yield(evidence: Evidence, begin_s: float, end_s: float) -> float:
     return len(good) / len(begun) if begun else 0.0
 
 
-def _share(calls: Sequence[CallRecord]) -> float:
+def _share(calls: Collection[CallRecord]) -> float:
     return sum(call.ok for call in calls) / len(calls) if calls else 0.0
 
 
-def _critical(calls: Sequence[CallRecord]) -> float | None:
+def _critical(calls: Collection[CallRecord]) -> float | None:
     classes = {call.criticality for call in calls}
     return _share([call for call in calls if call.criticality == "CRITICAL"]) if len(classes) > 1 else None
 
 
-def _p99_ms(calls: Sequence[CallRecord]) -> float | None:
+def _p99_ms(calls: Collection[CallRecord]) -> float | None:
     answered = [call.latency_s * 1000 for call in calls if call.ok]
     return percentile_of(answered, 99) if answered else None
 
 
-def _attempts_per_call(evidence: Evidence, during: Sequence[CallRecord]) -> float | None:
+def _attempts_per_call(evidence: Evidence, during: Collection[CallRecord]) -> float | None:
     samples = evidence.loads_between(evidence.struck.begin_s, evidence.struck.end_s)
     if len(samples) < 2:
         return None

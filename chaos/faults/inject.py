@@ -14,6 +14,7 @@ from typing import Any
 from chaos.collector import Collector
 from chaos.faults.board import Board
 from chaos.faults.clock import ShiftedClock
+from chaos.faults.disk import FaultyDisk
 from chaos.faults.kinds import (
     Capacity,
     ClockStep,
@@ -34,11 +35,17 @@ from chaos.faults.kinds import (
     Slow,
     ToxicFault,
 )
+from chaos.faults.lock import locked
+from chaos.faults.store_kinds import DiskBroken, DiskFull, DiskKind, DiskSlow, StoreLocked
 from chaos.history import FaultWindow, HistoryWriter
+from chaos.processes import ProcessError
 from chaos.schedule import Schedule, TimedFault
 from chaos.stack import Member, Stack
 from chaos.toxiproxy.client import Proxy, Stream
 from chaos.toxiproxy.errors import NotFoundError
+
+START_AGAIN_MAX_S = 20.0
+START_AGAIN_PAUSE_S = 0.2
 
 
 @dataclass(slots=True)
@@ -51,7 +58,15 @@ class Rig:
     history: HistoryWriter
     collector: Collector | None = None
     clock: ShiftedClock | None = None
+    disk: FaultyDisk | None = None
     _busy: defaultdict[object, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
+
+    def link(self, link: Link) -> Proxy:
+        """The proxy that stands on a link. Raises `FaultError` when nothing does."""
+        try:
+            return self.links[link]
+        except KeyError:
+            raise FaultError(f"the scenario's stack has no network {link.words}") from None
 
     def turn(self, what: object) -> asyncio.Lock:
         """Held while something is broken that only one fault at a time can break."""
@@ -89,18 +104,18 @@ async def injected(fault: Fault, name: str, rig: Rig) -> AsyncIterator[None]:
         yield
 
 
-def _broken(  # noqa: C901 (one line for each kind of fault: the table of them all)
+def _broken(  # noqa: C901, PLR0912 (one line for each kind of fault: the table of them all)
     fault: Fault, name: str, rig: Rig
 ) -> contextlib.AbstractAsyncContextManager[None]:
     match fault:
         case ToxicFault(link, type_, attributes, stream):
-            return _toxic(rig.links[link], name, type_, stream, dict(attributes))
+            return _toxic(rig.link(link), name, type_, stream, dict(attributes))
         case Partition(link):
             return _partition(rig, link)
         case Flapping(link, every_ms, down_ms):
             return _again_and_again(lambda: _partition(rig, link), every_ms, down_ms)
         case Resets(link, every_ms, on_ms):
-            proxy = rig.links[link]
+            proxy = rig.link(link)
             return _again_and_again(
                 lambda: _toxic(proxy, name, "reset_peer", "downstream", {}), every_ms, on_ms
             )
@@ -116,6 +131,10 @@ def _broken(  # noqa: C901 (one line for each kind of fault: the table of them a
             return _collector_down(rig)
         case ClockStep(step_s):
             return _clock_stepped(rig, step_s)
+        case DiskFull() | DiskBroken() | DiskSlow():
+            return _disk_failing(rig, fault)
+        case StoreLocked():
+            return _store_locked(rig)
         case Flood():
             return contextlib.nullcontext()
 
@@ -138,7 +157,7 @@ def _add_toxic(proxy: Proxy, name: str, type_: str, stream: Stream, attributes: 
 
 @contextlib.asynccontextmanager
 async def _partition(rig: Rig, link: Link) -> AsyncIterator[None]:
-    proxy = rig.links[link]
+    proxy = rig.link(link)
     async with rig.turn(link):
         try:
             await _finished(asyncio.to_thread(proxy.disable))
@@ -184,13 +203,30 @@ async def _restarted(rig: Rig, member: Member) -> AsyncIterator[None]:
 
 
 async def _start_again(rig: Rig, member: Member) -> None:
-    await rig.stack.restart(member)
+    if member is Member.RELAY and rig.stack.config.store is not None:
+        await _supervised(rig)
+    else:
+        await rig.stack.restart(member)
     if member is Member.DOWNSTREAM:
         await rig.board.tell()
 
 
+async def _supervised(rig: Rig) -> None:
+    """A relay whose store is away may refuse to start: who supervises it starts it again, until it stays."""
+    give_up_s = rig.history.now() + START_AGAIN_MAX_S
+    while True:
+        try:
+            return await rig.stack.restart(Member.RELAY)
+        except ProcessError:
+            if rig.history.now() > give_up_s:
+                raise
+        await asyncio.sleep(START_AGAIN_PAUSE_S)
+
+
 @contextlib.asynccontextmanager
 async def _paused(rig: Rig, member: Member) -> AsyncIterator[None]:
+    if member is Member.STORE:
+        raise FaultError("a PostgreSQL is many processes: cut its network instead of stopping one of them")
     async with rig.turn(member):
         rig.stack.pause(member)
         try:
@@ -237,6 +273,25 @@ async def _clock_stepped(rig: Rig, step_s: int) -> AsyncIterator[None]:
         yield
     finally:
         rig.clock.step(0)
+
+
+@contextlib.asynccontextmanager
+async def _disk_failing(rig: Rig, fault: DiskKind) -> AsyncIterator[None]:
+    disk = rig.disk
+    if disk is None:
+        raise FaultError("the store has no disk of its own to fail: the scenario's stack gives it none")
+    async with rig.turn(disk):
+        disk.fail(fault)
+        try:
+            yield
+        finally:
+            disk.heal()
+
+
+@contextlib.asynccontextmanager
+async def _store_locked(rig: Rig) -> AsyncIterator[None]:
+    async with rig.turn(StoreLocked), locked(rig.stack.config.store_file):
+        yield
 
 
 async def _finished(step: Awaitable[Any]) -> None:

@@ -1,7 +1,7 @@
 """Every fault the lab knows, as a frozen value: what is broken and how badly, never when.
 
 A value says it all, so a schedule of them can be printed, compared, drawn from a seed and shrunk. Times
-are in the unit of their name. Faults of a store take their place here beside those of the processes.
+are in the unit of their name. Those of a store's file stand in `chaos.faults.store_kinds`.
 """
 
 from collections.abc import Mapping
@@ -9,19 +9,22 @@ from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any, ClassVar, Literal
 
+from chaos.faults.store_kinds import DiskBroken, DiskFull, DiskSlow, StoreKind, StoreLocked
 from chaos.stack import Member
 
 
 class Link(Enum):
-    """The two stretches of network that Toxiproxy stands on."""
+    """The stretches of network that Toxiproxy stands on."""
 
     CLIENT_RELAY = "client-relay"
     RELAY_DOWNSTREAM = "relay-downstream"
+    RELAY_STORE = "relay-store"
+    """Only where the store is a PostgreSQL."""
 
     @property
     def words(self) -> str:
         """For people."""
-        return {"client-relay": "between client and relay"}.get(self.value, "between relay and downstream")
+        return "between {} and {}".format(*self.value.split("-"))
 
 
 class Moment(Enum):
@@ -261,7 +264,7 @@ class Flood:
 NetworkKind = ToxicFault | Partition | Flapping | Resets
 ProcessKind = Kill | Pause | Restart
 DownstreamKind = Failing | Slow | Hanging | Capacity
-Fault = NetworkKind | ProcessKind | DownstreamKind | CollectorDown | ClockStep | Flood
+Fault = NetworkKind | ProcessKind | DownstreamKind | StoreKind | CollectorDown | ClockStep | Flood
 
 _KINDS: Mapping[str, type[Fault]] = {
     each.kind: each
@@ -269,6 +272,7 @@ _KINDS: Mapping[str, type[Fault]] = {
         *(ToxicFault, Partition, Flapping, Resets),
         *(Kill, Pause, Restart),
         *(Failing, Slow, Hanging, Capacity),
+        *(DiskFull, DiskBroken, DiskSlow, StoreLocked),
         *(CollectorDown, ClockStep, Flood),
     )
 }

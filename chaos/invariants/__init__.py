@@ -2,8 +2,8 @@
 
 `calls` judges calls one by one and against the ledger (I1, I2, I5, I7), `load` what retries add (I4) and how
 overload is borne (I5), `second_attempts` what retries and hedges cost and buy where they arrive (I4, C07),
-`recovery` the return to service (I6), `conservation` the relay's own books (I7), `controls` whether the run
-can tell anything at all. What was promised of jobs (I3) takes its place here.
+`recovery` the return to service (I6), `conservation` the relay's own books (I7), `jobs` what became of
+durable jobs (I3), `controls` whether the run can tell anything at all.
 """
 
 from chaos.invariants.calls import (
@@ -27,7 +27,9 @@ from chaos.invariants.controls import (
     faults_were_set,
     generator_kept_up,
     machine_kept_up,
+    machine_was_full,
 )
+from chaos.invariants.jobs import accepted_jobs_are_kept, jobs_add_up, jobs_get_done
 from chaos.invariants.load import (
     amplification_at_most,
     class_is_served,
@@ -48,6 +50,7 @@ from chaos.invariants.second_attempts import (
 
 __all__ = [
     "DEADLINE_SLACK_S",
+    "accepted_jobs_are_kept",
     "all_accounted_for",
     "amplification_at_most",
     "answered_in_time",
@@ -65,9 +68,12 @@ __all__ = [
     "generator_kept_up",
     "goodput_at_least",
     "hedges_at_most",
+    "jobs_add_up",
+    "jobs_get_done",
     "little_work_wasted",
     "load_as_predicted",
     "machine_kept_up",
+    "machine_was_full",
     "no_hedge_without_budget",
     "no_storm",
     "nothing_left_in_flight",

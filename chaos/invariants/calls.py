@@ -18,6 +18,7 @@ from chaos.model import (
     success_probability,
 )
 from chaos.plan import CHARGE_METHOD
+from chaos.selection import chosen
 
 Calls = Collection[CallRecord]
 Ledger = Collection[LedgerEntry]
@@ -118,7 +119,7 @@ def all_accounted_for(planned_count: int, calls: Calls) -> Finding:
 
 def refusals_are_useful(calls: Calls, fast_s: float, minimum: int = 1) -> Finding:
     """I5: a refusal is typed, says when to return, and comes within ``fast_s`` of being sent."""
-    refused = [call for call in calls if call.code == "RESOURCE_EXHAUSTED"]
+    refused = chosen(calls, lambda call: call.code == "RESOURCE_EXHAUSTED")
 
     def useless() -> Iterator[Offender]:
         for call in refused:
@@ -173,9 +174,10 @@ def attempts_agree(calls: Calls, arrived: int) -> Finding:
     return Finding("I7", statement, Verdict.HELD if claimed == arrived else Verdict.BROKEN, detail)
 
 
-def final_tries(calls: Calls) -> tuple[CallRecord, ...]:
+def final_tries(calls: Calls) -> Calls:
     """The last call of each operation, for clients that try again themselves."""
-    return tuple({call.operation: call for call in calls}.values())
+    last = {call.operation: call.id for call in calls if call.client_try > 1}
+    return chosen(calls, lambda call: last.get(call.operation, call.id) == call.id) if last else calls
 
 
 def retries_within_budget(attempts: int, calls_count: int, ratio: float, burst: float) -> Finding:

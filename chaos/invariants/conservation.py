@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from chaos.findings import Finding, Offender, Verdict, judge, offender
 from chaos.history import CallRecord, RelaySample
+from chaos.selection import chosen
 
 
 def books_balance(samples: Sequence[RelaySample]) -> Finding:
@@ -39,7 +40,7 @@ def nothing_left_in_flight(samples: Sequence[RelaySample], drained_s: float) -> 
 
 def streams_are_whole(calls: Collection[CallRecord]) -> Finding:
     """I7: a stream that ended OK delivered all its messages."""
-    streams = [call for call in calls if call.messages_due is not None and call.ok]
+    streams = chosen(calls, lambda call: call.messages_due is not None and call.ok)
     torn = (
         offender(call, f"OK after {call.messages} of {call.messages_due} messages")
         for call in streams

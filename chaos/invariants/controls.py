@@ -1,6 +1,6 @@
 """Whether a run can tell anything: enough calls, made when they were planned, while the fault was there."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from chaos.findings import Finding, Verdict
 from chaos.history import CallRecord, FaultWindow, LoadSample
@@ -11,6 +11,8 @@ LATENESS_MAX_S = 0.15
 LATENESS_PERCENTILE = 95
 LOOK_MAX_S = 0.1
 LOOKS_MIN = 5
+PRESSURE_MAX = 0.9
+"""A run's own processes wait for each other too, a third of the time on two cores; never nearly always."""
 
 
 def generator_kept_up(
@@ -54,6 +56,17 @@ def machine_kept_up(
     return Finding(
         "control", statement, verdict, f"p90 {slow_s * 1000:.1f} ms of {len(took)}", measured=slow_s * 1000
     )
+
+
+def machine_was_full(samples: Sequence[LoadSample], share_max: float = PRESSURE_MAX) -> float | None:
+    """The share of the run in which some process waited for a CPU, when it is above ``share_max``; else None.
+
+    No finding of its own: on such a machine a promise can be held, only nobody can be blamed for time.
+    """
+    if len(samples) < LOOKS_MIN or not samples[0].cpu_waited_s:
+        return None
+    share = (samples[-1].cpu_waited_s - samples[0].cpu_waited_s) / (samples[-1].at_s - samples[0].at_s)
+    return share if share > share_max else None
 
 
 def enough_traffic(counts: Mapping[str, int], minimum: int) -> Finding:

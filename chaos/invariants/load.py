@@ -3,10 +3,12 @@
 import statistics
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from itertools import pairwise
+from heapq import nlargest
+from itertools import islice, pairwise
 
 from chaos.findings import OFFENDERS_SHOWN_MAX, Finding, Verdict, offender
 from chaos.history import CallRecord, LoadSample
+from chaos.selection import chosen
 from chaos.traces import SpanRecord, Traces
 from chaos.tracing import CLIENT_SERVICE_NAME
 
@@ -20,33 +22,29 @@ def no_storm(calls: Calls, ratio: float, burst: float, window_s: float = STORM_W
     Judged from the callers' side by what must lie in a window for certain: all retries of a call that began
     and ended in it, against every call that can have made its first attempt in it.
     """
-    tried = sorted((call for call in calls if call.sent_s is not None), key=lambda call: call.done_s)
+    sent = [(call.sent_s, call.done_s, call.attempts or 0) for call in calls if call.sent_s is not None]
     statement = f"in every {window_s:g} s retries stay within {ratio:.0%} of first attempts and {burst:g}"
-    begun = sorted(call.sent_s or 0.0 for call in tried)
-    ended = [call.done_s for call in tried]
+    begun, ended = sorted(each[0] for each in sent), sorted(each[1] for each in sent)
+    retried = sorted((done_s, sent_s, made - 1) for sent_s, done_s, made in sent if made > 1)
     worst_over, worst = 0.0, None
     for low in begun[:: max(1, len(begun) // 2000)]:
         high = low + window_s
-        inside = [
-            call
-            for call in tried[bisect_left(ended, low) : bisect_right(ended, high)]
-            if (call.sent_s or 0.0) >= low
-        ]
-        retries = sum(max(0, (call.attempts or 0) - 1) for call in inside)
+        inside = retried[bisect_left(retried, (low,)) : bisect_right(retried, (high, high, 0))]
+        retries = sum(more for _, sent_s, more in inside if sent_s >= low)
         # Those that began before the window ends, less those that had ended before it began.
         overlapping = bisect_right(begun, high) - bisect_left(ended, low)
         over = retries - ratio * overlapping - burst
         if over > worst_over:
-            worst_over, worst = over, (low, retries, overlapping, inside)
+            worst_over, worst = over, (low, retries, overlapping)
     if worst is None:
-        made = sum(call.attempts or 0 for call in tried)
-        detail = f"{made:,} attempts for {len(tried):,} calls"
-        return Finding("I4", statement, Verdict.HELD if tried else Verdict.COULD_NOT_TELL, detail)
-    low, retries, overlapping, inside = worst
-    inside.sort(key=lambda call: -(call.attempts or 0))
-    shown = tuple(offender(call, f"{call.attempts} attempts") for call in inside[:OFFENDERS_SHOWN_MAX])
+        detail = f"{sum(made for _, _, made in sent):,} attempts for {len(sent):,} calls"
+        return Finding("I4", statement, Verdict.HELD if sent else Verdict.COULD_NOT_TELL, detail)
+    low, retries, overlapping = worst
+    guilty = chosen(calls, lambda call: low <= (call.sent_s or 0.0) and call.done_s <= low + window_s)
+    most = nlargest(OFFENDERS_SHOWN_MAX, guilty, key=lambda call: call.attempts or 0)
+    shown = tuple(offender(call, f"{call.attempts} attempts") for call in most)
     detail = f"{retries} retries for {overlapping} calls in the second from {low:.2f} s on"
-    return Finding("I4", statement, Verdict.BROKEN, detail, shown, len(inside))
+    return Finding("I4", statement, Verdict.BROKEN, detail, shown, len(guilty))
 
 
 def amplification_at_most(
@@ -74,13 +72,14 @@ def success_at_least(
     statement = f"at least {share:.1%} of {of} succeed"
     if len(calls) < minimum:
         return _too_few(promise, statement, len(calls), minimum)
-    failed = [call for call in calls if not call.ok]
+    failed = chosen(calls, lambda call: not call.ok)
     good = 1 - len(failed) / len(calls)
     detail = f"{good:.2%} of {len(calls):,}"
     if good >= share:
         return Finding(promise, statement, Verdict.HELD, detail, measured=good, expected=share)
     shown = tuple(
-        offender(call, f"{call.code} {call.reason or ''}".strip()) for call in failed[:OFFENDERS_SHOWN_MAX]
+        offender(call, f"{call.code} {call.reason or ''}".strip())
+        for call in islice(failed, OFFENDERS_SHOWN_MAX)
     )
     return Finding(
         promise, statement, Verdict.BROKEN, detail, shown, len(failed), measured=good, expected=share
@@ -105,8 +104,8 @@ def goodput_at_least(
 
 def class_is_served(calls: Calls, criticality: str, share: float, minimum: int) -> Finding:
     """I5: of the calls of one class at least ``share`` succeed, whatever the others do."""
-    chosen = [call for call in calls if call.criticality == criticality]
-    return success_at_least(chosen, share, minimum, of=f"{criticality} calls", promise="I5")
+    served = chosen(calls, lambda call: call.criticality == criticality)
+    return success_at_least(served, share, minimum, of=f"{criticality} calls", promise="I5")
 
 
 def little_work_wasted(samples: Sequence[LoadSample], share: float, minimum: int) -> Finding:
@@ -123,7 +122,7 @@ def little_work_wasted(samples: Sequence[LoadSample], share: float, minimum: int
 
 def pushback_worked(calls: Calls, share: float, minimum: int) -> Finding:
     """I5: of the tries made when the relay said to, at least ``share`` succeed."""
-    told = [call for call in calls if call.client_try > 1]
+    told = chosen(calls, lambda call: call.client_try > 1)
     return success_at_least(told, share, minimum, of="retries made as told", promise="I5")
 
 

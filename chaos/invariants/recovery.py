@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Collection
+from itertools import islice
 
 from chaos.findings import Finding, Verdict, offender
 from chaos.history import CallRecord
+from chaos.selection import chosen
 
 WINDOW_S = 0.25
 MINIMUM_CALLS = 20
@@ -24,17 +26,17 @@ def recovers(
     ``measured`` is how long after the healing the last bad window of `WINDOW_S` ended, in seconds.
     """
     statement = f"{share:.0%} succeed again {within_s:g} s after the fault"
-    settled = [call for call in calls if healed_s + within_s <= call.intended_s < until_s]
+    settled = chosen(calls, lambda call: healed_s + within_s <= call.intended_s < until_s)
     if len(settled) < minimum:
         detail = f"only {len(settled)} calls after that time, {minimum} are needed"
         return Finding("I6", statement, Verdict.COULD_NOT_TELL, detail)
-    failed = [call for call in settled if not call.ok]
+    failed = chosen(settled, lambda call: not call.ok)
     good = 1 - len(failed) / len(settled)
     took_s = time_to_recover(calls, healed_s, until_s, share)
     detail = f"{good:.2%} of {len(settled):,} calls; back after {took_s:.2f} s"
     if good >= share:
         return Finding("I6", statement, Verdict.HELD, detail, measured=took_s, expected=within_s)
-    shown = tuple(offender(call, f"{call.code} {call.reason or ''}".strip()) for call in failed[:20])
+    shown = tuple(offender(call, f"{call.code} {call.reason or ''}".strip()) for call in islice(failed, 20))
     return Finding(
         "I6", statement, Verdict.BROKEN, detail, shown, len(failed), measured=took_s, expected=within_s
     )
@@ -43,7 +45,7 @@ def recovers(
 def stays_down(calls: Collection[CallRecord], *, healed_s: float, until_s: float, share: float) -> Finding:
     """A control: without the patterns at most ``share`` succeed, also after the fault."""
     statement = f"without the patterns it stays down: at most {share:.0%} succeed after the fault"
-    after = [call for call in calls if healed_s <= call.intended_s < until_s]
+    after = chosen(calls, lambda call: healed_s <= call.intended_s < until_s)
     if len(after) < MINIMUM_CALLS:
         return Finding("control", statement, Verdict.COULD_NOT_TELL, f"only {len(after)} calls")
     good = sum(call.ok for call in after) / len(after)

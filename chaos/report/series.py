@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -46,7 +46,7 @@ class Outcomes:
     failed: list[int]
 
 
-def outcomes(calls: Sequence[CallRecord], slices: Slices) -> Outcomes:
+def outcomes(calls: Collection[CallRecord], slices: Slices) -> Outcomes:
     """Count calls by slice and ending; RESOURCE_EXHAUSTED is a refusal, all else but OK a failure."""
     counted = Outcomes([0] * slices.count, [0] * slices.count, [0] * slices.count)
     for call in calls:
@@ -61,7 +61,7 @@ def outcomes(calls: Sequence[CallRecord], slices: Slices) -> Outcomes:
     return counted
 
 
-def latency_ms(calls: Sequence[CallRecord], slices: Slices, percentile: float) -> list[float]:
+def latency_ms(calls: Collection[CallRecord], slices: Slices, percentile: float) -> list[float]:
     """A percentile (0 to 100) of the sent calls' latency per slice of intended time; NaN where none were."""
     by_slice: list[list[float]] = [[] for _ in range(slices.count)]
     for call in calls:

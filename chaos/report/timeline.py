@@ -1,7 +1,7 @@
 """The picture of a run: what callers got, what the downstream got, how long it took; one time axis."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
 from typing import TypeVar
 
@@ -15,6 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from chaos.history import CallRecord, FaultWindow, History, Phase, RelaySample
 from chaos.report.series import Slices, arrivals, latency_ms, outcomes, slices_between
 from chaos.report.svg import STYLE, Tint, inline
+from chaos.selection import chosen
 
 LOAD_SLICE_S = 0.1
 OUTCOME_SLICES = 60
@@ -38,7 +39,7 @@ def timeline(history: History, name: str, title: str, begin_s: float, end_s: flo
 
     Below, where the relay was watched: its queue, its limit and what is under way, and its breaker.
     """
-    calls = [call for call in history.calls if begin_s <= call.intended_s <= end_s]
+    calls = chosen(history.calls, lambda call: begin_s <= call.intended_s <= end_s)
     span_s = max(end_s - begin_s, SECONDS_SHOWN_MIN)
     wide = slices_between(begin_s, begin_s + span_s, max(OUTCOME_SLICE_MIN_S, span_s / OUTCOME_SLICES))
     narrow = slices_between(begin_s, begin_s + span_s, LOAD_SLICE_S)
@@ -108,7 +109,7 @@ def _visible(
             yield window, low, high
 
 
-def _draw_outcomes(axes: Axes, calls: Sequence[CallRecord], slices: Slices) -> None:
+def _draw_outcomes(axes: Axes, calls: Collection[CallRecord], slices: Slices) -> None:
     counted = outcomes(calls, slices)
     edges = slices.edges()
     base = [0] * slices.count
@@ -125,7 +126,7 @@ def _draw_outcomes(axes: Axes, calls: Sequence[CallRecord], slices: Slices) -> N
     _legend(axes)
 
 
-def _draw_load(axes: Axes, history: History, calls: Sequence[CallRecord], slices: Slices) -> None:
+def _draw_load(axes: Axes, history: History, calls: Collection[CallRecord], slices: Slices) -> None:
     edges = slices.edges()
     arrived = arrivals(history.loads, slices)
     axes.stairs(arrived, edges, color=Tint.LOAD.value, fill=True, alpha=0.35, linewidth=0)
@@ -145,7 +146,7 @@ def _draw_load(axes: Axes, history: History, calls: Sequence[CallRecord], slices
     _legend(axes)
 
 
-def _draw_latency(axes: Axes, calls: Sequence[CallRecord], slices: Slices) -> None:
+def _draw_latency(axes: Axes, calls: Collection[CallRecord], slices: Slices) -> None:
     edges = slices.edges()
     for percentile, style in ((50, "-"), (99, ":")):
         values = latency_ms(calls, slices, percentile)
@@ -224,7 +225,7 @@ def _width(slices: Slices) -> str:
     return f"{slices.width_s * 1000:.0f} ms" if slices.width_s < 1 else f"{slices.width_s:.1f} s"
 
 
-def _description(history: History, calls: Sequence[CallRecord], begin_s: float, end_s: float) -> str:
+def _description(history: History, calls: Collection[CallRecord], begin_s: float, end_s: float) -> str:
     """What the picture shows, for those who hear it."""
     total = len(calls)
     good = sum(call.ok for call in calls)

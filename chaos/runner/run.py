@@ -4,8 +4,6 @@ Whatever happens inside (an error, Ctrl-C), the faults are undone and no process
 """
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -13,24 +11,23 @@ from typing import Any
 import grpc
 
 from chaos.client import Client
-from chaos.collector import Collector
 from chaos.evidence import PHASES, Evidence
-from chaos.faults.clock import shifted_clock
 from chaos.faults.inject import Rig, play
 from chaos.faults.kinds import FaultError, Link
 from chaos.findings import Finding, Verdict, worst
 from chaos.history import HistoryWriter, Phase, new_run, read_history
+from chaos.jobs import jobs_in_the_end
 from chaos.observe import look_at_relay, sampling, watching_relay
-from chaos.plan import PlannedCall
+from chaos.plan import SUBMIT_METHOD, PlannedCall
 from chaos.processes import ProcessError
 from chaos.runner import output
-from chaos.runner.judge import judge_run, measures_of
+from chaos.runner.judge import JOBS_END_S, judge_run, measures_of
 from chaos.runner.plan import SCHEDULE_FILE, RunConfig
-from chaos.runner.rig import front_trace_files, put_up, stack_config
+from chaos.runner.rig import front_trace_files, put_up, stack_config, surroundings
 from chaos.scenarios.model import OVERTIME_S
 from chaos.stack import MemberDiedError, PortBusyError, Stack
 from chaos.toxiproxy.errors import ToxiproxyError
-from chaos.traces import read_traces
+from chaos.traces import read_traces, share_to_read
 from chaos.tracing import ClientTracing
 from chaos.traffic import Limits, run_open_loop
 
@@ -100,30 +97,23 @@ async def _make_history(config: RunConfig) -> tuple[str, Facts]:
     config.out_dir.mkdir(parents=True, exist_ok=True)
     (config.out_dir / PLAN_FILE).write_text(config.plan.text(), encoding="utf-8")
     (config.out_dir / SCHEDULE_FILE).write_text(config.plan.schedule.text(), encoding="utf-8")
-    clock = shifted_clock(config.out_dir) if config.scenario.stack.own_clock else None
     for path in front_trace_files(config):
         path.unlink(missing_ok=True)
-    async with _collector(config) as collector, Stack(stack_config(config, collector, clock)) as stack:
+    async with surroundings(config) as around, Stack(stack_config(config, around)) as stack:
         kind = stack.toxiproxy.server.kind
         head = new_run(config.scenario.name, config.seed, kind)
         with (
             HistoryWriter(config.out_dir / HISTORY_FILE, head, recent_max=0) as history,
             ClientTracing(config.out_dir / CLIENT_SPANS_FILE, config.seed) as tracing,
         ):
-            async with put_up(config, stack, history, collector, clock) as rig:
+            async with put_up(config, stack, history, around) as rig:
                 facts = await _phases(config, rig, tracing)
+                if any(kind.method == SUBMIT_METHOD for kind in config.scenario.traffic.mix):
+                    for job in await jobs_in_the_end(stack.addresses.relay, JOBS_END_S):
+                        history.add(job)
                 for entry in await rig.board.downstream.ledger():
                     history.add(entry)
     return kind, facts
-
-
-@contextlib.asynccontextmanager
-async def _collector(config: RunConfig) -> AsyncIterator[Collector | None]:
-    if not config.scenario.stack.collector:
-        yield None
-        return
-    async with Collector() as collector:
-        yield collector
 
 
 async def _phases(config: RunConfig, rig: Rig, tracing: ClientTracing) -> Facts:
@@ -210,10 +200,12 @@ def _evidence(config: RunConfig, planned_count: int, drained_s: float) -> Eviden
         *(config.out_dir / name for name in ("relay.jsonl", "downstream.jsonl")),
         *front_trace_files(config),
     ]
+    one_in = share_to_read(spans)
     return Evidence(
         history=read_history(config.out_dir / HISTORY_FILE),
-        traces=read_traces(spans),
+        traces=read_traces(spans, one_in),
         planned_count=planned_count,
         faults_planned=len(config.plan.schedule.faults),
         drained_s=drained_s,
+        traces_one_in=one_in,
     )

@@ -1,6 +1,6 @@
 """What a scenario expects besides what is always promised: small values that turn evidence into a finding."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from chaos import invariants
@@ -9,8 +9,11 @@ from chaos.findings import Finding, Verdict, offender
 from chaos.findings import judge as judge_all
 from chaos.history import CallRecord
 from chaos.percentile import percentile_of
+from chaos.plan import LIST, CallKind
+from chaos.selection import chosen
 
 MINIMUM_CALLS = 30
+READS_MIN = 10
 SETTLED = 0.45
 """The share of an overload that a limit is given to find itself."""
 
@@ -78,6 +81,22 @@ def class_served(criticality: str, share: float) -> Expectation:
     return Expectation(f"at least {share:.1%} of {criticality} calls succeed", judge)
 
 
+def method_served(kind: CallKind, share: float) -> Expectation:
+    """A method keeps its service while another one has trouble."""
+    name = kind.method.rpartition("/")[2]
+
+    def judge(evidence: Evidence) -> Finding:
+        window = evidence.struck
+        calls = [
+            call
+            for call in evidence.calls_between(window.begin_s, window.end_s)
+            if call.method == kind.method
+        ]
+        return invariants.success_at_least(calls, share, MINIMUM_CALLS, of=f"{name} calls", promise="C19")
+
+    return Expectation(f"at least {share:.1%} of {name} calls succeed during the fault", judge)
+
+
 def useful_refusals(fast_s: float) -> Expectation:
     """What is refused is told why and when to return, at once."""
 
@@ -91,7 +110,7 @@ def fast_refusals(within_s: float, share: float = 0.9) -> Expectation:
     """Most of what is refused is refused at the door, and not after a wait."""
 
     def judge(evidence: Evidence) -> Finding:
-        refused = [call for call in evidence.calls if call.code == "RESOURCE_EXHAUSTED"]
+        refused = chosen(evidence.calls, lambda call: call.code == "RESOURCE_EXHAUSTED")
         statement = f"{share:.0%} of refusals come within {within_s:g} s"
         return _ended_within("I5", statement, refused, within_s, share, what="refusals")
 
@@ -168,7 +187,7 @@ def fast_failure(within_s: float, share: float = 0.9) -> Expectation:
     def judge(evidence: Evidence) -> Finding:
         window = evidence.struck
         middle_s = (window.begin_s + window.end_s) / 2
-        failed = [call for call in evidence.calls_between(middle_s, window.end_s) if not call.ok]
+        failed = chosen(evidence.calls_between(middle_s, window.end_s), lambda call: not call.ok)
         statement = f"{share:.0%} of the failures of a dead upstream are told within {within_s:g} s"
         return _ended_within("C06", statement, failed, within_s, share, what="failures")
 
@@ -269,6 +288,31 @@ def felt(beyond_s: float = 0.03, minimum: int = 3) -> Expectation:
     return Expectation("the fault was felt", judge)
 
 
+def refused_for_want_of_a_store(minimum: int = 10) -> Expectation:
+    """Control: the store's fault did bite, and what it cost says so: STORE_UNAVAILABLE, nothing executed.
+
+    That nothing was executed is held against the ledger with all other answers (I2).
+    """
+
+    def judge(evidence: Evidence) -> Finding:
+        refused = sum(call.reason == "STORE_UNAVAILABLE" for call in evidence.calls)
+        return invariants.fault_did_bite("calls were refused as STORE_UNAVAILABLE", refused, minimum)
+
+    return Expectation("what needs the store is refused as STORE_UNAVAILABLE", judge)
+
+
+def reads_go_on(share: float = 0.99) -> Expectation:
+    """What needs no store does not notice that there is none."""
+
+    def judge(evidence: Evidence) -> Finding:
+        window = evidence.struck
+        calls = evidence.calls_between(window.begin_s, window.end_s)
+        reads = chosen(calls, lambda call: call.method == LIST.method)
+        return invariants.success_at_least(reads, share, READS_MIN, of="reads during the fault")
+
+    return Expectation(f"at least {share:.1%} of reads succeed during the fault", judge)
+
+
 def spans_were_dropped() -> Expectation:
     """Control: with the collector down, spans are dropped and counted instead of kept or waited for."""
 
@@ -321,7 +365,7 @@ def effects_are_told() -> Expectation:
 
 
 def _ended_within(
-    invariant: str, statement: str, calls: Sequence[CallRecord], within_s: float, share: float, *, what: str
+    invariant: str, statement: str, calls: Collection[CallRecord], within_s: float, share: float, *, what: str
 ) -> Finding:
     if len(calls) < MINIMUM_CALLS:
         return Finding(invariant, statement, Verdict.COULD_NOT_TELL, f"only {len(calls)} {what}")

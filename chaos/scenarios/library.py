@@ -6,6 +6,7 @@ from chaos.scenarios.overload import OVERLOAD
 from chaos.scenarios.patterns import PATTERNS
 from chaos.scenarios.policies import NO_WORD
 from chaos.scenarios.processes import PROCESSES
+from chaos.scenarios.stores import STORES
 from chaos.scenarios.trouble import TROUBLE
 
 DRAWN = Scenario(
@@ -15,7 +16,7 @@ DRAWN = Scenario(
     stack=StackShape(NO_WORD),
     tags=frozenset({"kills"}),
 )
-SCENARIOS: tuple[Scenario, ...] = (*NETWORK, *PROCESSES, *TROUBLE, *OVERLOAD, *PATTERNS, DRAWN)
+SCENARIOS: tuple[Scenario, ...] = (*NETWORK, *PROCESSES, *STORES, *TROUBLE, *OVERLOAD, *PATTERNS, DRAWN)
 
 
 class UnknownScenarioError(ValueError):

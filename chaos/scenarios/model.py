@@ -9,7 +9,8 @@ from chaos.faults.kinds import Capacity, Flood
 from chaos.plan import CHARGE_KEYED, Arrivals, CallKind, PlannedCall, Profile, Step, make_plan
 from chaos.scenarios.expectations import Expectation
 from chaos.scenarios.policies import BUDGET_BURST, BUDGET_RATIO, LAB, Policy
-from chaos.schedule import Placed, Schedule, draw, place
+from chaos.schedule import MENU, Menu, Placed, Schedule, draw, place
+from chaos.store import StoreEngine
 from chaos.traffic import NO_CLIENT_RETRY, NaiveRetry
 
 
@@ -75,6 +76,8 @@ class StackShape:
     """The relay sends its spans to a collector."""
     own_clock: bool = False
     """The relay's wall clock can be stepped."""
+    store: StoreEngine | None = None
+    """Where the relay keeps keys and jobs, if its policy keeps any."""
     budget: tuple[float, float] | None = (BUDGET_RATIO, BUDGET_BURST)
     """Ratio and burst of the policy's retry budget, which I4 is judged by; None promises nothing."""
 
@@ -94,11 +97,13 @@ class Scenario:
     timing: Timing = Timing()
     short: Timing = SHORT
     tags: frozenset[str] = frozenset()
+    menu: Menu = field(default_factory=lambda: MENU)
+    """What faults are drawn from when there are none of its own."""
 
     def schedule(self, timing: Timing, seed: int) -> Schedule:
         """The faults of a run. Pure."""
         if not self.faults:
-            return draw(seed, timing.fault_s)
+            return draw(seed, timing.fault_s, self.menu)
         return place(self.faults, timing.fault_s, seed, self.name)
 
     def calls(self, timing: Timing, schedule: Schedule, seed: int) -> Iterator[PlannedCall]:

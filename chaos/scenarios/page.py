@@ -4,7 +4,9 @@ from collections.abc import Iterator
 
 from chaos.scenarios.library import SCENARIOS
 from chaos.scenarios.model import Scenario
+from chaos.store import StoreEngine
 
+STORES = {StoreEngine.SQLITE: "a SQLite store", StoreEngine.POSTGRES: "a PostgreSQL store"}
 COMMAND = "python -m chaos.scenarios.page"
 
 
@@ -20,7 +22,8 @@ def _lines() -> Iterator[str]:
     yield "expects, each is judged by what is always promised: I1 (answered by the deadline), I2 (at most one"
     yield "effect; OK is in the ledger, a definite refusal is not), I4 (retries within the budget in every"
     yield "second), I6 (back soon after the fault) and I7 (nothing lost, the relay's books balance, nothing"
-    yield "left in flight, traces whole)."
+    yield "left in flight, traces whole, a span for every failure). Where jobs are submitted, also by I3"
+    yield "(what was accepted is never lost) and by whether they all get done."
     yield ""
     yield f"A normal run has {_length(SCENARIOS[0])}, unless its length is given"
     yield "below; `--for SECONDS` changes it."
@@ -60,7 +63,7 @@ def _traffic(scenario: Scenario) -> str:
 
 def _faults(scenario: Scenario) -> str:
     if not scenario.faults:
-        return "one to five, drawn from the seed"
+        return f"one to five, drawn from the seed: {', '.join(scenario.menu)}"
     return "; ".join(
         f"{placed.fault.title} (from {placed.begin:.0%} to {placed.end:.0%} of the phase)"
         for placed in scenario.faults
@@ -72,9 +75,15 @@ def _stack(scenario: Scenario) -> str:
     words = [f"policy `{stack.policy['relay']['name']}`"]
     changed = {name: value for name, value in stack.policy["relay"].items() if name in ("admission", "off")}
     words += [f"with {changed}"] if changed else []
+    words += [
+        f"a bulkhead {entry['bulkhead']} for {' and '.join(name['method'] for name in entry['name'])}"
+        for entry in stack.policy["relay"].get("methods", ())
+        if "bulkhead" in entry
+    ]
     words += [stack.capacity.title] if stack.capacity else []
     words += [f"{stack.relays} relays in a row"] if stack.relays > 1 else []
     words += ["a trace collector"] if stack.collector else []
+    words += [STORES[stack.store]] if stack.store is not None else []
     return ", ".join(words) if len(words) > 1 else ""
 
 

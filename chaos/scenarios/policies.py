@@ -56,6 +56,29 @@ NO_WORD: Policy = {
 }
 """The same without the operator's word that UNAVAILABLE means "nothing was executed": for a downstream that
 fails after its effect that word would be a lie, and what is retried on a lie is no fault of the relay's."""
+KEEPING: Policy = {
+    "methodConfig": NO_WORD["methodConfig"],
+    "relay": {
+        **LAB["relay"],
+        "name": "keeping",
+        "methods": [
+            {
+                **LAB["relay"]["methods"][0],
+                "idempotency": {"settleTimeout": "1s"},
+            }
+        ],
+        "keys": {"lease": "2s"},
+        "jobs": {
+            "lease": "2s",
+            "initialBackoff": "0.2s",
+            "maxBackoff": "1s",
+            "maxAttempts": 50,
+            "poisonAfter": 20,
+        },
+    },
+}
+"""`NO_WORD` for a relay with a store: it keeps the keys of charges and takes durable jobs, its leases and the
+waits between a job's runs as short as the runs of the lab."""
 BARE: Policy = {"relay": {"preset": "passthrough", "name": "bare"}}
 """Nothing is protected."""
 

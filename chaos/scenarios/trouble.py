@@ -3,19 +3,20 @@
 from dataclasses import replace
 
 from chaos.faults.kinds import Failing, Hanging, Moment, Slow
-from chaos.plan import CHARGE, CHARGE_KEYED
+from chaos.plan import CHARGE, CHARGE_KEYED, LIST
 from chaos.scenarios.expectations import (
     amplification,
     effects_were_lost_sight_of,
     failures_seen,
     fast_failure,
     jittered,
+    method_served,
     quick_during_fault,
     spared,
     success_during_fault,
 )
 from chaos.scenarios.model import SHORT, Scenario, StackShape, Traffic
-from chaos.scenarios.policies import BUDGET_RATIO, NO_WORD
+from chaos.scenarios.policies import BUDGET_RATIO, LAB, NO_WORD, charge, fixed, overlaid
 from chaos.schedule import Placed
 
 MIDDLE = {"begin": 0.05, "end": 0.85}
@@ -62,6 +63,15 @@ TROUBLE = (
         (Placed(Hanging(0.08, Moment.AFTER_EFFECT), **MIDDLE),),
         stack=StackShape(NO_WORD),
         expects=(success_during_fault(0.97), effects_were_lost_sight_of()),
+    ),
+    Scenario(
+        "one-method-hangs",
+        "A method that hangs in a compartment of its own takes no worker and no place from another.",
+        (Placed(Hanging(1.0), **MIDDLE),),
+        Traffic(mix=(CHARGE_KEYED, LIST)),
+        StackShape(overlaid(overlaid(LAB, fixed(workers=8, queue=16)), charge(bulkhead={"workers": 4}))),
+        expects=(method_served(LIST, 0.99), failures_seen()),
+        short=replace(SHORT, fault_s=2.5),
     ),
     Scenario(
         "slow",

@@ -20,7 +20,7 @@ from google.rpc.status_pb2 import Status
 from grpc_health.v1 import health_pb2  # noqa: F401 (known without reflection, as no server lists it reliably)
 
 from relay_service.control.channel import open_channel
-from relay_service.control.descriptor_set import resolve
+from relay_service.control.descriptor_set import DescriptorSet, resolve
 from relay_service.control.reflection_client import (
     ReflectionLimits,
     ReflectionNotOfferedError,
@@ -127,12 +127,35 @@ class Encoded:
 
 
 async def encode(target: str, method: str, requests_json: Sequence[str]) -> list[Encoded]:
-    """Requests of a method, from JSON to bytes. Raises `UnusableCallError` or `UnreachableError`."""
+    """Requests of a method, one each, from JSON to bytes. Raises `UnusableCallError`, which says which
+    of several cannot be used, or `UnreachableError`."""
     wanted = Wanted(target, method, "{}", (), REFLECTION_TIMEOUT_MAX_S)
     async with grpc.aio.insecure_channel(target) as channel:
         found = _find(await _descriptors(channel, wanted), method)
+    if found.descriptor.client_streaming or found.descriptor.server_streaming:
+        raise UnusableCallError(f"{method} is a streaming method; one message each way is needed")
     type_name = found.descriptor.input_type.full_name
-    return [Encoded(type_name, one) for text in requests_json for one in _requests(found, text)]
+    encoded = []
+    for number, text in enumerate(requests_json, start=1):
+        try:
+            (message,) = _requests(found, text)
+        except UnusableCallError as error:
+            if len(requests_json) == 1:
+                raise
+            raise UnusableCallError(f"request {number}: {error}") from error
+        encoded.append(Encoded(type_name, message))
+    return encoded
+
+
+async def types_at(target: str) -> DescriptorPool | None:
+    """The types that the server at ``target`` tells of; None when it tells of none."""
+    limits = ReflectionLimits(timeout_s=REFLECTION_TIMEOUT_MAX_S)
+    async with grpc.aio.insecure_channel(target) as channel:
+        try:
+            learned = await learn(channel, limits)
+        except (UpstreamUnreachableError, ReflectionNotOfferedError):
+            return None
+    return _pool_of(resolve(learned.services, learned.files))
 
 
 async def _descriptors(channel: grpc.aio.Channel, wanted: Wanted) -> DescriptorPool:
@@ -152,6 +175,10 @@ async def _descriptors(channel: grpc.aio.Channel, wanted: Wanted) -> DescriptorP
     known = resolve(learned.services, learned.files)
     if service not in known.services and _is_known_here(service):
         return descriptor_pool.Default()
+    return _pool_of(known)
+
+
+def _pool_of(known: DescriptorSet) -> DescriptorPool:
     pool = DescriptorPool()
     for serialized in known.files.values():
         pool.AddSerializedFile(serialized)

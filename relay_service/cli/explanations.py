@@ -22,7 +22,9 @@ REASONS: Mapping[Reason, Explanation] = MappingProxyType(
         Reason.QUEUE_FULL: Explanation(
             Reason.QUEUE_FULL.meaning,
             "The call arrived while every worker had an attempt in flight and "
-            "relay.admission.queueCapacity calls were waiting. Nothing was executed.",
+            "relay.admission.queueCapacity calls were waiting. Where the policy has bulkheads, these are the "
+            "workers and the queue of the call's own compartment, which bulkhead in the ErrorInfo's metadata "
+            "names: the others are not full for that. Nothing was executed.",
             "Callers: wait as long as grpc-retry-pushback-ms or RetryInfo says, then try again; -1 says that "
             "every turn of the next ten seconds is given away. "
             "Operators: compare offered load and drain rate in `relay stats`; a longer queue only makes "
@@ -81,7 +83,8 @@ REASONS: Mapping[Reason, Explanation] = MappingProxyType(
         Reason.STREAM_LIMIT: Explanation(
             Reason.STREAM_LIMIT.meaning,
             "The call is streaming (or its kind is not known) and relay.admission.maxStreams such calls "
-            "are open. Nothing was executed.",
+            "are open, in its compartment where bulkhead in the ErrorInfo's metadata names one. Nothing was "
+            "executed.",
             "Close streams that are no longer read, or raise maxStreams if memory allows.",
         ),
         Reason.BREAKER_OPEN: Explanation(
@@ -287,10 +290,12 @@ CODES: Mapping[Code, Explanation] = MappingProxyType(
         Code.RESOURCE_EXHAUSTED: Explanation(
             "a limit was reached",
             "The relay refused for overload (reasons QUEUE_FULL, SHED_BY_CRITICALITY, FAIR_SHARE, "
-            "CLIENT_QUOTA, QUEUE_STANDING, CONCURRENCY_LIMIT, DEADLINE_INFEASIBLE, STREAM_LIMIT) or "
-            "size (MESSAGE_TOO_LARGE), or the upstream refused. It is retried only when pushback or "
-            "RetryInfo says when.",
-            "Look at the reason in ErrorInfo, and return when RetryInfo says.",
+            "CLIENT_QUOTA, QUEUE_STANDING, CONCURRENCY_LIMIT, DEADLINE_INFEASIBLE, STREAM_LIMIT, "
+            "ADAPTIVE_THROTTLE), for want of room in its store (JOBS_FULL, DEAD_LETTERS_FULL) or for size "
+            "(MESSAGE_TOO_LARGE), or the upstream refused. It is retried only when pushback or RetryInfo "
+            "says when.",
+            "Look at the reason in ErrorInfo, and at whose limit its metadata names (client, bulkhead); "
+            "return when RetryInfo says.",
         ),
         Code.FAILED_PRECONDITION: Explanation(
             "the service is not in a state for this",

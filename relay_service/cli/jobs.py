@@ -7,11 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from relay_service.cli.call import relay_target
-from relay_service.cli.failures import BROKEN
-
-if TYPE_CHECKING:
-    from protos.relay.v1 import job_pb2
-
+from relay_service.cli.failures import BROKEN, COULD_NOT_TELL, fail
+from relay_service.cli.job_view import ROW, change_line, job_lines, job_row, shown, state_name
 from relay_service.cli.work import (
     ANSWER_TIMEOUT_S,
     PAGE_SIZE,
@@ -22,10 +19,13 @@ from relay_service.cli.work import (
     as_line,
     chosen,
     connected,
-    moment,
-    name_of,
     print_table,
+    told_more,
+    types_at,
 )
+
+if TYPE_CHECKING:
+    from protos.relay.v1 import job_pb2
 
 app = typer.Typer(
     name="jobs",
@@ -37,6 +37,7 @@ app = typer.Typer(
 JobId = Annotated[str, typer.Argument(help="The job's id.")]
 Method = Annotated[str, typer.Option(help="Only jobs of package.Service/Method.")]
 OrderKey = Annotated[str, typer.Option(help="Only jobs of this order key.")]
+Every = Annotated[bool, typer.Option("--all", help="Without --method or --order-key: all jobs.")]
 
 
 @app.command("ls")
@@ -63,9 +64,8 @@ def ls(
                 typer.echo(as_line(job))
             found.append(job)
     if not as_json:
-        print_table(
-            "Jobs", ("id", "state", "method", "key", "submitted", "ready", "runs", "last"), map(_row, found)
-        )
+        print_table("Jobs", ROW, map(job_row, found))
+    told_more(len(found), limit)
 
 
 def _pages(stub: Any, which: "job_pb2.JobFilter", limit: int) -> "Iterator[job_pb2.Job]":
@@ -82,35 +82,18 @@ def _pages(stub: Any, which: "job_pb2.JobFilter", limit: int) -> "Iterator[job_p
             return
 
 
-def _row(job: "job_pb2.Job") -> tuple[str, ...]:
-    last = f"{job.tries[-1].code} {job.tries[-1].message}"[:60] if job.tries else ""
-    times = (moment(job.submit_time), moment(job.ready_time))
-    return (
-        job.id,
-        state_name(job),
-        job.work.method,
-        job.work.idempotency_key,
-        *times,
-        str(job.attempts),
-        last,
-    )
-
-
-def state_name(job: "job_pb2.Job") -> str:
-    """Where a job stands, in one word."""
-    from protos.relay.v1 import job_pb2
-
-    return name_of(job_pb2.JobState, job.state, "JOB_STATE_")
-
-
 @app.command("show")
-def show(job_id: JobId, *, payloads: Payloads = False, address: Address = None) -> None:
-    """Show one job with its history, as JSON."""
+def show(
+    job_id: JobId, *, payloads: Payloads = False, address: Address = None, as_json: AsJson = False
+) -> None:
+    """Show one job with its history."""
     from protos.relay.v1 import job_pb2
 
     with _service(address) as stub:
         request = job_pb2.GetJobRequest(id=job_id, include_payloads=payloads)
-        typer.echo(as_line(stub.GetJob(request, timeout=ANSWER_TIMEOUT_S).job))
+        job = stub.GetJob(request, timeout=ANSWER_TIMEOUT_S).job
+    known = types_at(relay_target(address)) if payloads else None
+    typer.echo(shown(job, job_lines(job, known), known, as_json=as_json))
 
 
 @app.command("watch")
@@ -120,47 +103,80 @@ def watch(
     """Follow a job until it has ended. Exit code 0 when it completed, 1 when it did not."""
     from protos.relay.v1 import job_pb2
 
-    state = ""
+    known = types_at(relay_target(address)) if payloads else None
+    state, last = "", None
     with _service(address) as stub:
         for change in stub.WatchJob(job_pb2.WatchJobRequest(id=job_id, include_payloads=payloads)):
-            state = state_name(change.job)
-            typer.echo(as_line(change.job) if as_json else f"{state} after {change.job.attempts} runs")
+            state, last = state_name(change.job), change.job
+            typer.echo(as_line(change.job, known) if as_json else change_line(change.job))
+    if payloads and last is not None and not as_json:
+        typer.echo("\n".join(job_lines(last, known)))
     if state != "COMPLETED":
         raise typer.Exit(BROKEN)
 
 
 @app.command("cancel")
-def cancel(job_id: JobId, *, address: Address = None, as_json: AsJson = False) -> None:
-    """Cancel a job. Exit code 1 when it had ended otherwise before."""
+def cancel(
+    job_ids: Annotated[list[str], typer.Argument(help="The jobs' ids.")],
+    *,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Cancel jobs. Exit code 1 when one is not known or had ended otherwise before."""
     from protos.relay.v1 import job_pb2
 
-    with _service(address) as stub:
-        job = stub.CancelJob(job_pb2.CancelJobRequest(id=job_id), timeout=ANSWER_TIMEOUT_S).job
-    typer.echo(as_line(job) if as_json else state_name(job))
-    if state_name(job) != "CANCELLED":
+    all_cancelled = True
+    for job_id in job_ids:
+        with _service(address) as stub:
+            job = stub.CancelJob(job_pb2.CancelJobRequest(id=job_id), timeout=ANSWER_TIMEOUT_S).job
+        typer.echo(as_line(job) if as_json else f"{job.id} {state_name(job)}")
+        all_cancelled &= state_name(job) == "CANCELLED"
+    if not all_cancelled:
         raise typer.Exit(BROKEN)
 
 
 @app.command("pause")
-def pause(*, method: Method = "", order_key: OrderKey = "", address: Address = None) -> None:
-    """Keep waiting jobs from being run; says how many."""
+def pause(
+    *,
+    method: Method = "",
+    order_key: OrderKey = "",
+    every: Every = False,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Keep the jobs that wait now from being run; those submitted later are not paused."""
     from protos.relay.v1 import job_pb2
 
-    which = job_pb2.JobFilter(method=method, order_key=order_key)
+    which = _which(method, order_key, every)
     with _service(address) as stub:
         done = stub.PauseJobs(job_pb2.PauseJobsRequest(filter=which), timeout=ANSWER_TIMEOUT_S)
-    typer.echo(str(done.paused))
+    typer.echo(as_line(done) if as_json else f"{done.paused} paused")
 
 
 @app.command("resume")
-def resume(*, method: Method = "", order_key: OrderKey = "", address: Address = None) -> None:
-    """Let paused jobs run again; says how many."""
+def resume(
+    *,
+    method: Method = "",
+    order_key: OrderKey = "",
+    every: Every = False,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let paused jobs run again."""
     from protos.relay.v1 import job_pb2
 
-    which = job_pb2.JobFilter(method=method, order_key=order_key)
+    which = _which(method, order_key, every)
     with _service(address) as stub:
         done = stub.ResumeJobs(job_pb2.ResumeJobsRequest(filter=which), timeout=ANSWER_TIMEOUT_S)
-    typer.echo(str(done.resumed))
+    typer.echo(as_line(done) if as_json else f"{done.resumed} resumed")
+
+
+def _which(method: str, order_key: str, every: bool) -> "job_pb2.JobFilter":
+    from protos.relay.v1 import job_pb2
+
+    if not (method or order_key or every):
+        fail("name a --method or an --order-key, or say --all", COULD_NOT_TELL)
+    return job_pb2.JobFilter(method=method, order_key=order_key)
 
 
 @contextmanager

@@ -78,6 +78,9 @@ def live_tables() -> Iterator[Show]:
 def report(stats: Stats) -> RenderableType:
     """Everything about one look that fits on a screen."""
     parts: list[RenderableType] = [_policy(stats.policy), _calls(stats), _queue(stats), _upstreams(stats)]
+    parts.append(_pools(stats))
+    if any(upstream.bulkheads for upstream in stats.upstreams):
+        parts.append(_bulkheads(stats))
     if stats.HasField("jobs"):
         parts.append(_jobs(stats))
     if any(upstream.breakers for upstream in stats.upstreams):
@@ -175,11 +178,18 @@ def _upstreams(stats: Stats) -> Table:
 
 def _jobs(stats: Stats) -> Table:
     jobs = stats.jobs
-    table = _table("Durable jobs", "in the store", "dead letters", "running here", "leases lost", "refusing")
+    table = _table(
+        "Durable jobs",
+        *("in the store", "oldest ready", "dead letters", "unsettled by cause"),
+        *("running here", "settled/s", "leases lost", "refusing"),
+    )
     table.add_row(
         _counted(jobs.jobs),
+        f"{jobs.oldest_ready.ToTimedelta().total_seconds():.1f} s",
         _counted(jobs.dead_letters),
+        _counted({cause: backlog.count for cause, backlog in jobs.unsettled.items()}),
         str(jobs.running_here),
+        f"{jobs.settled_per_second:.1f}",
         str(jobs.leases_lost),
         jobs.refusing or "no",
     )
@@ -188,6 +198,57 @@ def _jobs(stats: Stats) -> Table:
 
 def _counted(by_state: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {state}" for state, count in sorted(by_state.items()) if count) or "none"
+
+
+def _pools(stats: Stats) -> Table:
+    columns = (
+        "for",
+        "connections",
+        "streams",
+        "waiting",
+        "reconnects",
+        "failures",
+        "GOAWAYs",
+        "pings",
+        "zombies",
+    )
+    table = _table("Connections", "upstream", *columns)
+    for upstream in stats.upstreams:
+        pools = {"calls": upstream.pool}
+        if upstream.HasField("hedging"):
+            pools["hedges"] = upstream.hedging.pool
+        for lane, pool in pools.items():
+            answered = f", {_time(pool.ping_round_trip)}" if pool.pings_answered else ""
+            table.add_row(
+                upstream.name,
+                lane,
+                _counted(pool.connections),
+                str(pool.streams),
+                str(pool.waiting),
+                str(pool.reconnects),
+                str(pool.connect_failures),
+                str(pool.goaways),
+                f"{pool.pings_answered}/{pool.pings}{answered}",
+                str(pool.zombies),
+            )
+    return table
+
+
+def _bulkheads(stats: Stats) -> Table:
+    table = _table("Bulkheads", "upstream", "methods", "workers", "queue", "streams", "taken", "refused")
+    for upstream in stats.upstreams:
+        for bulkhead in upstream.bulkheads:
+            queue = bulkhead.queue
+            table.add_row(
+                upstream.name,
+                bulkhead.methods or "all others",
+                f"{queue.workers_busy}/{queue.workers}",
+                f"{queue.length}/{queue.capacity}",
+                f"{queue.streams}/{queue.streams_max}",
+                str(sum(one.taken for one in queue.classes)),
+                str(sum(one.refused for one in queue.classes)),
+            )
+    return table
 
 
 def _breakers(stats: Stats) -> Table:

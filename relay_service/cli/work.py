@@ -1,12 +1,13 @@
 """What the verbs about jobs and dead letters share: whom they ask, and how they show it."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
@@ -14,12 +15,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from relay_service.cli.failures import BROKEN, COULD_NOT_TELL, fail
+from relay_service.core.status import Code
 
 if TYPE_CHECKING:
     import grpc
+    from google.protobuf.descriptor_pool import DescriptorPool
 
 ANSWER_TIMEOUT_S = 30.0
 PAGE_SIZE = 500
+_AGE = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
+_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 PIPE_WIDTH = 240
 """Of a table that no terminal shows: ids and methods stay whole."""
@@ -57,18 +62,40 @@ def _tell(error: Any, target: str) -> None:
     import grpc
 
     code, details = error.code(), error.details()
-    if code is grpc.StatusCode.UNIMPLEMENTED and "NO_ROUTE" not in str(error.trailing_metadata()):
-        fail(f"{target}: {details}. Was the relay started with --store?", COULD_NOT_TELL)
-    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+    if code is grpc.StatusCode.UNIMPLEMENTED and not is_refusal(error):
+        fail(f"{target}: it offers no such service. Was the relay started with --store?", COULD_NOT_TELL)
+    if could_not_tell(error):
         fail(f"{target}: {code.name}: {details}. Is the relay running?", COULD_NOT_TELL)
     fail(f"{code.name}: {details}", BROKEN)
 
 
-def as_line(message: Message) -> str:
-    """A message as one line of JSON."""
-    return json.dumps(
-        MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
-    )
+def is_refusal(error: Any) -> bool:
+    """Whether a relay said so itself: its refusals are typed, a broken connection has no details."""
+    return any(name == "grpc-status-details-bin" for name, _ in error.trailing_metadata() or ())
+
+
+def could_not_tell(error: Any) -> bool:
+    """Whether nobody answered: the relay may or may not have done what it was asked."""
+    import grpc
+
+    silent = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+    return error.code() in silent and not is_refusal(error)
+
+
+def as_line(message: Message, known: "DescriptorPool | None" = None) -> str:
+    """A message as one line of JSON, payloads by their fields where ``known`` has their types."""
+    from relay_service.cli.payloads import as_fields
+
+    return json.dumps(as_fields(message, known), ensure_ascii=False)
+
+
+def types_at(target: str) -> "DescriptorPool | None":
+    """The types that the relay at ``target`` tells of; None when it tells of none."""
+    import asyncio
+
+    from relay_service.cli import caller
+
+    return asyncio.run(caller.types_at(target))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -93,6 +120,49 @@ def progress_bar() -> Progress:
         console=console,
         disable=not console.is_terminal,
     )
+
+
+def told_more(count: int, limit: int) -> None:
+    """A listing that was cut says so, on stderr."""
+    if count >= limit:
+        typer.echo(f"the first {limit}; --limit shows more", err=True)
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 run``, ``2 runs``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def code_name(number: int) -> str:
+    """``UNAVAILABLE`` of 14."""
+    return Code(number).name if number in set(Code) else str(number)
+
+
+def code_number(name: str | None) -> int | None:
+    """14 of ``unavailable`` or ``14``; ends the command when it is no code of gRPC."""
+    if name is None:
+        return None
+    if name.upper() in Code.__members__:
+        return int(Code[name.upper()])
+    if name.isdecimal() and int(name) in set(Code):
+        return int(name)
+    return fail(f"--code: got {name!r}; must be one of {', '.join(Code.__members__)}", COULD_NOT_TELL)
+
+
+def past(text: str | None, option: str) -> Timestamp | None:
+    """A time given as an age (``90s``, ``2h``, ``7d``) or in ISO 8601, local unless it says otherwise."""
+    if text is None:
+        return None
+    if (age := _AGE.fullmatch(text)) is not None:
+        when = datetime.now(tz=UTC) - timedelta(seconds=float(age[1]) * _UNIT_S[age[2]])
+    else:
+        try:
+            when = datetime.fromisoformat(text).astimezone(UTC)
+        except ValueError:
+            fail(f"{option}: got {text!r}; must be an age as 90s, 5m, 2h, 7d or a time", COULD_NOT_TELL)
+    time = Timestamp()
+    time.FromDatetime(when)
+    return time
 
 
 def chosen(names: Sequence[str] | None, kind: Any, prefix: str, option: str) -> list[Any]:

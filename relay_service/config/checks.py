@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from relay_service.config.durations import format_duration
 from relay_service.config.problems import Problem, shown
-from relay_service.config.schema import MethodBlock, MethodConfig, PolicyFile
+from relay_service.config.schema import AdmissionBlock, MethodBlock, MethodConfig, PolicyFile
 
 Contradiction = tuple[str, str, str]
 """JSON path, what was found, what is allowed."""
@@ -23,7 +23,7 @@ def _all(file: PolicyFile) -> Iterator[Contradiction]:
     yield from _retried_and_hedged(file)
     yield from _routes(file)
     yield from _reconnects(file)
-    yield from _limit(file)
+    yield from _limits(file)
     yield from _jobs(file)
     yield from _batches(file)
     yield from _switches(file)
@@ -88,15 +88,28 @@ def _reconnects(file: PolicyFile) -> Iterator[Contradiction]:
             yield path, found, f'must be at least reconnectBackoffMin, "{least}"'
 
 
-def _limit(file: PolicyFile) -> Iterator[Contradiction]:
-    limit = file.relay.admission.limit
-    if limit is None:
-        return
-    if limit.max < limit.min:
-        yield "relay.admission.limit.max", f"got {limit.max}", f"must be at least min, {limit.min}"
-    elif not limit.min <= limit.initial <= limit.max:
-        allowed = f"must be from min to max, {limit.min} to {limit.max}"
-        yield "relay.admission.limit.initial", f"got {limit.initial}", allowed
+def admissions(file: PolicyFile) -> Iterator[tuple[str, AdmissionBlock]]:
+    """Each admission that the file speaks of, shared or of a compartment, and where."""
+    relay = file.relay
+    blocks: list[tuple[str, AdmissionBlock | None]] = [
+        ("relay.admission", relay.admission),
+        ("relay.bulkhead", relay.bulkhead),
+        *((f"relay.upstreams.{name}.bulkhead", one.bulkhead) for name, one in relay.upstreams.items()),
+        *((f"relay.methods[{index}].bulkhead", one.bulkhead) for index, one in enumerate(relay.methods)),
+    ]
+    return ((path, block) for path, block in blocks if block is not None)
+
+
+def _limits(file: PolicyFile) -> Iterator[Contradiction]:
+    for path, block in admissions(file):
+        limit = block.limit
+        if limit is None:
+            continue
+        if limit.max < limit.min:
+            yield f"{path}.limit.max", f"got {limit.max}", f"must be at least min, {limit.min}"
+        elif not limit.min <= limit.initial <= limit.max:
+            allowed = f"must be from min to max, {limit.min} to {limit.max}"
+            yield f"{path}.limit.initial", f"got {limit.initial}", allowed
 
 
 def _jobs(file: PolicyFile) -> Iterator[Contradiction]:

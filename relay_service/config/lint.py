@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from relay_service.config.checks import admissions
 from relay_service.config.document import Document, layers
 from relay_service.config.durations import format_duration
 from relay_service.config.loading import build_policy
@@ -20,6 +21,7 @@ from relay_service.config.schema import (
     RetryBlock,
 )
 from relay_service.core.budget import HEDGE_RESERVE
+from relay_service.core.criticality import Criticality
 from relay_service.core.evidence import DEFINITE_CODES, Safety
 from relay_service.core.policy import (
     BreakerPolicy,
@@ -95,6 +97,10 @@ class Rule(StrEnum):
     """A limit on an attempt's length that attempts do not live to see."""
     BREAKER_PROBE_TOO_SHORT = "breaker-probe-too-short"
     """A lease that ends before a probe that is merely slow."""
+    SHARED_LIMIT = "shared-limit"
+    """Several upstreams that take their workers from one pool."""
+    CAPS_WITHOUT_EFFECT = "caps-without-effect"
+    """Highest classes that hold nobody back."""
     WORKERS_WITHOUT_EFFECT = "workers-without-effect"
     """A number of workers beside a limit that adapts itself."""
     STANDING_WITHOUT_EFFECT = "standing-without-effect"
@@ -128,6 +134,8 @@ def findings(document: Document, target: str) -> list[Finding]:
         *_hedging(document.content, policy),
         *_breakers(document.content, policy),
         *_workers(document.content),
+        *_shared(document, policy),
+        *_caps(document.content, policy),
         *_standing(document.content, policy),
         *_letters(document.content, policy),
         *_unused(document.content, policy),
@@ -322,15 +330,30 @@ def longest_backoffs_s(retry: RetryPolicy) -> float:
 
 
 def _workers(file: PolicyFile) -> Iterator[Finding]:
-    admission = file.relay.admission
-    if (
-        admission.limit is None
-        or admission.limit.kind == "fixed"
-        or "workers" not in admission.model_fields_set
-    ):
+    for path, block in admissions(file):
+        limit = block.limit
+        if limit is not None and limit.kind != "fixed" and "workers" in block.model_fields_set:
+            text = f"the limit is {limit.kind}: it goes from min to max whatever workers says"
+            yield Finding(Rule.WORKERS_WITHOUT_EFFECT, f"{path}.workers", text)
+
+
+def _shared(document: Document, policy: RelayPolicy) -> Iterator[Finding]:
+    """One that hangs holds all workers, and what one takes says nothing about what another can."""
+    chosen = any({"bulkhead", "admission"} & {*layer.content.relay.off} for layer in layers(document))
+    sharing = {route.upstream for route in policy.routes} - set(policy.bulkheads.upstreams)
+    if len(sharing) > 1 and not chosen:
+        names = ", ".join(name for name in policy.upstreams if name in sharing)
+        text = f'{names} share one limit and one queue: "bulkhead": {{}} gives each upstream its own'
+        yield Finding(Rule.SHARED_LIMIT, "relay.upstreams", text)
+
+
+def _caps(file: PolicyFile, policy: RelayPolicy) -> Iterator[Finding]:
+    caps = policy.criticality_caps
+    if caps is None or file.relay.criticality is None:
         return
-    text = f"the limit is {admission.limit.kind}: it goes from min to max whatever workers says"
-    yield Finding(Rule.WORKERS_WITHOUT_EFFECT, "relay.admission.workers", text)
+    if {caps.anonymous, caps.identified, *caps.named.values()} == {Criticality.CRITICAL_PLUS}:
+        text = "every caller may have the highest class: it holds nobody back"
+        yield Finding(Rule.CAPS_WITHOUT_EFFECT, "relay.criticality", text)
 
 
 def _standing(file: PolicyFile, policy: RelayPolicy) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from relay_service.config.addresses import parse_target
+from relay_service.config.admissions import admission_policy, bulkheads_policy
 from relay_service.config.document import Document, layers, read_document
 from relay_service.config.job_policies import batch_policy, dead_letter_policy, job_policy
 from relay_service.config.merge import Merged, merge
@@ -17,28 +18,26 @@ from relay_service.config.schema import (
     UpstreamBlock,
 )
 from relay_service.config.settings import Settings
+from relay_service.core.alert_policy import AlertPolicy
+from relay_service.core.criticality import Criticality
 from relay_service.core.evidence import Safety
 from relay_service.core.jitter import Jitter
 from relay_service.core.key_policy import IdempotencyPolicy, InFlight, KeyLimits
 from relay_service.core.policy import (
     NO_RETRY,
     WIDE_OPEN,
-    AdmissionPolicy,
     BreakerPolicy,
     CallersPolicy,
     ClientQuota,
     ClientsPolicy,
+    CriticalityCaps,
     HedgePolicy,
-    LimitKind,
-    LimitPolicy,
     MethodPolicy,
-    QueueOrder,
     RelayPolicy,
     RetryBudgetPolicy,
     RetryPolicy,
     RetryThrottling,
     Route,
-    StandingShed,
     ThrottlePolicy,
     UpstreamPolicy,
     UpstreamTls,
@@ -92,14 +91,17 @@ def build_policy(document: Document, target: str) -> RelayPolicy:
         methods={pattern: _method_policy(merged, pattern) for pattern in merged.patterns() | {""}},
         routes=tuple(Route(route.service or "", route.method, route.upstream) for route in merged.routes),
         callers=CallersPolicy(**merged.callers_fields),
-        admission=WIDE_OPEN if "admission" in merged.off else _admission(merged),
+        admission=WIDE_OPEN if "admission" in merged.off else admission_policy(merged.admission_fields),
+        bulkheads=bulkheads_policy(merged, upstreams),
         clients=_clients(merged),
+        criticality_caps=_criticality_caps(merged.criticality_fields),
         budget=None if "retryBudget" in merged.off else RetryBudgetPolicy(**merged.budget_fields),
         throttling=_throttling(merged),
         adaptive_throttle=_adaptive_throttle(merged),
         breakers=_breakers(merged),
         jobs=job_policy(merged.job_fields),
         dead_letters=dead_letter_policy(merged.letter_fields),
+        alerts=AlertPolicy(**merged.alert_fields) if merged.alert_fields is not None else None,
         keys=KeyLimits(**merged.keys_fields),
         max_hops=merged.max_hops,
     )
@@ -116,6 +118,7 @@ def _upstreams(merged: Merged, target: str) -> dict[str, UpstreamPolicy]:
 
 def _upstream(block: UpstreamBlock) -> UpstreamPolicy:
     given = block.fields_given()
+    given.pop("bulkhead", None)
     tls = given.pop("tls", None)
     return UpstreamPolicy(**given, tls=_tls(tls) if tls is not None else None)
 
@@ -178,12 +181,19 @@ def _idempotency(block: IdempotencyBlock | None) -> IdempotencyPolicy | None:
 
 
 def _retry(config: MethodConfig | None, jitter: Jitter, off: frozenset[str]) -> RetryPolicy:
-    """As in gRPC, nothing is retried where no entry says so."""
-    if "retry" in off or config is None:
+    """As in gRPC, nothing is retried where no entry says so.
+
+    With retries off the codes keep their word: what they say of an answer is as true of the only attempt.
+    """
+    if config is None:
         return NO_RETRY
+    block = config.retry_policy
+    if "retry" in off:
+        return (
+            NO_RETRY if block is None else replace(NO_RETRY, retryable_codes=frozenset(block.retryable_codes))
+        )
     if config.hedging_policy is not None:
         return _retry_of_hedging(config.hedging_policy, jitter)
-    block = config.retry_policy
     if block is None:
         return NO_RETRY
     return RetryPolicy(
@@ -249,19 +259,6 @@ def _breakers(merged: Merged) -> dict[str, BreakerPolicy]:
     return {pattern: BreakerPolicy(**merged.breaker_of(pattern)) for pattern in merged.breaker_fields}
 
 
-def _admission(merged: Merged) -> AdmissionPolicy:
-    given = dict(merged.admission_fields)
-    block = given.pop("limit", None)
-    if block is not None:
-        fields = block.fields_given()
-        given["limit"] = LimitPolicy(**(fields | {"kind": LimitKind(fields["kind"])}))
-    if "queue_order" in given:
-        given["queue_order"] = QueueOrder(given["queue_order"])
-    if "standing_shed" in given:
-        given["standing_shed"] = StandingShed(given["standing_shed"])
-    return AdmissionPolicy(**given)
-
-
 def _clients(merged: Merged) -> ClientsPolicy | None:
     default, named = merged.client_quota, merged.client_quotas
     if "clientQuotas" in merged.off or (default is None and not named):
@@ -270,6 +267,14 @@ def _clients(merged: Merged) -> ClientsPolicy | None:
         None if default is None else ClientQuota(default.rate_per_s, default.burst),
         {name: ClientQuota(block.rate_per_s, block.burst) for name, block in named.items()},
     )
+
+
+def _criticality_caps(given: Mapping[str, Any] | None) -> CriticalityCaps | None:
+    if given is None:
+        return None
+    named = {identity: Criticality[name] for identity, name in given.get("identities", {}).items()}
+    classes = {field: Criticality[name] for field, name in given.items() if field != "identities"}
+    return CriticalityCaps(**classes, named=named)
 
 
 def _throttling(merged: Merged) -> RetryThrottling | None:

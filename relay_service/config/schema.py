@@ -14,6 +14,7 @@ from pydantic.alias_generators import to_camel
 
 from relay_service.config.addresses import parse_target
 from relay_service.config.durations import parse_duration
+from relay_service.core.alert_policy import AlertPolicy
 from relay_service.core.job_policy import (
     BatchItems,
     BatchPolicy,
@@ -54,6 +55,7 @@ _HEDGING = HedgePolicy()
 _KEEPING = IdempotencyPolicy()
 _KEYS = KeyLimits()
 _LETTERS = LetterPolicy()
+_ALERTS = AlertPolicy()
 
 
 def _duration(value: Any) -> float:
@@ -109,6 +111,7 @@ Switch = Literal[
     "fallback",
     "breaker",
     "admission",
+    "bulkhead",
     "clientQuotas",
     "attemptTimeout",
     "deadlines",
@@ -245,6 +248,32 @@ class IdempotencyBlock(Block):
     payload_keys: bool = _KEEPING.payload_keys
 
 
+class LimitBlock(Block):
+    """The ``limit`` of ``relay.admission`` and of a ``bulkhead``."""
+
+    kind: Literal["fixed", "aimd", "gradient"]
+    min: Annotated[int, Field(ge=1, le=1_000_000)] = _ADMISSION.limit.min
+    max: Annotated[int, Field(ge=1, le=1_000_000)] = _ADMISSION.limit.max
+    initial: Annotated[int, Field(ge=1, le=1_000_000)] = _ADMISSION.limit.initial
+    latency_objective_s: PositiveDuration | None = _ADMISSION.limit.latency_objective_s
+
+
+class AdmissionBlock(Block):
+    """``relay.admission``, and each ``bulkhead``, which is laid over it."""
+
+    queue_capacity: Annotated[int, Field(ge=0, le=1_000_000)] = _ADMISSION.queue_capacity
+    workers: Annotated[int, Field(ge=1, le=1_000_000)] = _ADMISSION.workers
+    limit: LimitBlock | None = None
+    max_streams: Annotated[int, Field(ge=0, le=1_000_000)] = _ADMISSION.max_streams
+    sheddable_share: Annotated[float, Field(ge=0, le=1)] = _ADMISSION.sheddable_share
+    sheddable_plus_share: Annotated[float, Field(ge=0, le=1)] = _ADMISSION.sheddable_plus_share
+    feasibility_quantile: Annotated[float, Field(ge=0.01, le=0.99)] | None = _ADMISSION.feasibility_quantile
+    queue_order: Literal["fifo", "adaptive-lifo"] = "fifo"
+    standing_shed: Literal["none", "codel"] = "none"
+    standing_target_s: PositiveDuration = _ADMISSION.standing_target_s
+    standing_interval_s: PositiveDuration = _ADMISSION.standing_interval_s
+
+
 class MethodBlock(Block):
     """An entry of ``relay.methods``: what gRPC has no words for."""
 
@@ -261,6 +290,7 @@ class MethodBlock(Block):
     max_message_bytes: Annotated[int, Field(ge=1, le=1024 * 1024 * 1024)] = _METHOD.max_message_bytes
     hedging: HedgingBlock | None = None
     breaker: BreakerBlock | None = None
+    bulkhead: AdmissionBlock | None = None
     batch: BatchBlock | None = None
     idempotency: IdempotencyBlock | None = None
 
@@ -292,6 +322,7 @@ class UpstreamBlock(Block):
     reconnect_backoff_max_s: PositiveDuration = _UPSTREAM.reconnect_backoff_max_s
     patience_s: Duration = _UPSTREAM.patience_s
     tls: TlsBlock | None = None
+    bulkhead: AdmissionBlock | None = None
 
 
 class RouteBlock(Block):
@@ -302,30 +333,16 @@ class RouteBlock(Block):
     upstream: UpstreamName
 
 
-class LimitBlock(Block):
-    """``relay.admission.limit``."""
-
-    kind: Literal["fixed", "aimd", "gradient"]
-    min: Annotated[int, Field(ge=1, le=1_000_000)] = _ADMISSION.limit.min
-    max: Annotated[int, Field(ge=1, le=1_000_000)] = _ADMISSION.limit.max
-    initial: Annotated[int, Field(ge=1, le=1_000_000)] = _ADMISSION.limit.initial
-    latency_objective_s: PositiveDuration | None = _ADMISSION.limit.latency_objective_s
+Class = Literal["CRITICAL_PLUS", "CRITICAL", "SHEDDABLE_PLUS", "SHEDDABLE"]
+Identity = Annotated[str, Field(min_length=1, max_length=1024)]
 
 
-class AdmissionBlock(Block):
-    """``relay.admission``."""
+class CriticalityBlock(Block):
+    """``relay.criticality``: the highest class that callers get."""
 
-    queue_capacity: Annotated[int, Field(ge=0, le=1_000_000)] = _ADMISSION.queue_capacity
-    workers: Annotated[int, Field(ge=1, le=1_000_000)] = _ADMISSION.workers
-    limit: LimitBlock | None = None
-    max_streams: Annotated[int, Field(ge=0, le=1_000_000)] = _ADMISSION.max_streams
-    sheddable_share: Annotated[float, Field(ge=0, le=1)] = _ADMISSION.sheddable_share
-    sheddable_plus_share: Annotated[float, Field(ge=0, le=1)] = _ADMISSION.sheddable_plus_share
-    feasibility_quantile: Annotated[float, Field(ge=0.01, le=0.99)] | None = _ADMISSION.feasibility_quantile
-    queue_order: Literal["fifo", "adaptive-lifo"] = "fifo"
-    standing_shed: Literal["none", "codel"] = "none"
-    standing_target_s: PositiveDuration = _ADMISSION.standing_target_s
-    standing_interval_s: PositiveDuration = _ADMISSION.standing_interval_s
+    anonymous: Class = "CRITICAL_PLUS"
+    identified: Class = "CRITICAL_PLUS"
+    identities: Annotated[dict[Identity, Class], Field(max_length=10_000)] = {}
 
 
 class QuotaBlock(Block):
@@ -414,6 +431,21 @@ class AdaptiveThrottleBlock(Block):
     max_rejection: Annotated[float, Field(ge=0.01, le=0.99)] = _THROTTLE.max_rejection
 
 
+class AlertsBlock(Block):
+    """``relay.alerts``; ``{}`` takes the defaults, and without it there are none."""
+
+    store_away_s: Duration = _ALERTS.store_away_s
+    upstream_away_s: Duration = _ALERTS.upstream_away_s
+    breaker_open_s: Duration = _ALERTS.breaker_open_s
+    oldest_ready_s: PositiveDuration = _ALERTS.oldest_ready_s
+    dead_letters_share: Annotated[float, Field(ge=0.001, le=1)] = _ALERTS.dead_letters_share
+    error_share: Annotated[float, Field(ge=0.001, le=1)] = _ALERTS.error_share
+    error_calls_min: Annotated[int, Field(ge=1, le=1_000_000)] = _ALERTS.error_calls_min
+    leases_lost_max: Annotated[int, Field(ge=1, le=1_000_000)] = _ALERTS.leases_lost_max
+    window_s: PositiveDuration = _ALERTS.window_s
+    repeat_s: PositiveDuration = _ALERTS.repeat_s
+
+
 class RelayBlock(Block):
     """``relay``: all that is ours."""
 
@@ -423,7 +455,9 @@ class RelayBlock(Block):
     upstreams: Annotated[dict[UpstreamName, UpstreamBlock], Field(max_length=100)] = {}
     routes: Annotated[list[RouteBlock], Field(max_length=10_000)] = []
     admission: AdmissionBlock = AdmissionBlock()
+    bulkhead: AdmissionBlock | None = None
     clients: ClientsBlock = ClientsBlock()
+    criticality: CriticalityBlock | None = None
     callers: CallersBlock = CallersBlock()
     retry_budget: BudgetBlock = BudgetBlock()
     adaptive_throttle: AdaptiveThrottleBlock | None = None
@@ -431,6 +465,7 @@ class RelayBlock(Block):
     jobs: JobsBlock = JobsBlock()
     keys: KeysBlock = KeysBlock()
     dead_letters: DeadLettersBlock = DeadLettersBlock()
+    alerts: AlertsBlock | None = None
     max_hops: Annotated[int, Field(ge=1, le=100)] = 3
     off: list[Switch] = []
 

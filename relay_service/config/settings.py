@@ -38,6 +38,12 @@ def _endpoint(value: str) -> str:
     return value
 
 
+def _webhook(value: str) -> str:
+    if not value.startswith(("http://", "https://")):
+        raise ValueError("must begin with http:// or https://")
+    return value
+
+
 def _store(value: str) -> str:
     kind, _, rest = value.partition(":")
     if kind not in ("sqlite", "postgres", "postgresql") or not rest:
@@ -130,6 +136,10 @@ class Settings(BaseSettings):
         ge=0,
         le=1,
         description="Share of calls traced in full, unless the caller decided. A failure always gets a span.",
+    )
+    alert_webhook: Annotated[str, AfterValidator(_webhook)] | None = Field(
+        default=None,
+        description="POST alerts (`relay.alerts` of the policy) to this URL as JSON. Unset only logs them.",
     )
     log_level: LogLevel = Field(
         default="info",

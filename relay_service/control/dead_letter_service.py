@@ -203,7 +203,7 @@ class DeadLetters(DeadLetterServiceServicer):
             try:
                 is_new = await self._office.letters.take_in(letter_of(request.letter))
             except UnreadableMessageError as error:
-                await refuse_field(context, f"letter {imported + known + 1}", str(error))
+                await refuse_field(context, f"letters[{imported + known}]", f"is none: {error}")
             except StoreUnavailableError as error:
                 await _away(context, error)
             imported += is_new

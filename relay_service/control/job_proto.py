@@ -149,7 +149,7 @@ def report_message(report: ReplayReport) -> dead_letter_pb2.ReplayReport:
         executed=happened[Happened.EXECUTED],
         already_executed=happened[Happened.ALREADY_EXECUTED],
         failed=happened[Happened.FAILED],
-        not_started=happened[Happened.NOT_STARTED],
+        not_started=happened[Happened.NOT_STARTED] + report.not_begun,
         unfinished=happened[Happened.UNFINISHED],
         stopped=report.stopped,
         contradicted=[end_message(end) for end in report.contradicted],

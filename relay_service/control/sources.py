@@ -17,7 +17,7 @@ from relay_service.core.quota import QuotaView
 from relay_service.core.throttle import ThrottleState
 from relay_service.idempotency.counters import KeysState
 from relay_service.jobs.office import JobsStatus
-from relay_service.ports import CallersStatus
+from relay_service.ports import CallersStatus, PoolStatus
 from relay_service.telemetry.metrics import CallTotals, MethodStats
 
 
@@ -37,6 +37,8 @@ class QueueStatus:
     """Who waits, and what became of those who do not."""
     quotas: Sequence[QuotaView] = ()
     """The clients' quotas; empty without any in the policy."""
+    capped: int = 0
+    """Calls that asked for a higher class than their caller may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,16 @@ class HedgingStatus:
     connections: int
     """Of their own, that may take hedges now."""
     state: HedgingState
+    pool: PoolStatus = field(default_factory=PoolStatus)
+
+
+@dataclass(frozen=True, slots=True)
+class BulkheadStatus:
+    """A compartment of one upstream's calls."""
+
+    methods: str
+    """``package.Service/Method`` or ``package.Service`` when only these; empty for all that have no own."""
+    queue: QueueStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +81,9 @@ class UpstreamStatus:
     """Calls that came here because their own upstream could not take them."""
     throttles: Mapping[Criticality, ThrottleState] = field(default_factory=dict)
     """By class; empty when the policy has no adaptive throttle."""
+    pool: PoolStatus = field(default_factory=PoolStatus)
+    bulkheads: Sequence[BulkheadStatus] = ()
+    """Empty when the policy has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +113,8 @@ class TelemetryStatus:
 
     spans_exported: int = 0
     spans_dropped: int = 0
+    afterwards_suppressed: int = 0
+    """Failed calls of unsampled traces that got no span, because too many failed at once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from relay_service.core.criticality import Criticality
 from relay_service.core.throttle import ThrottleState
 from relay_service.idempotency.counters import KeysState
 from relay_service.jobs.office import JobsStatus
-from relay_service.ports import CallersStatus
+from relay_service.ports import CallersStatus, PoolStatus
 from relay_service.telemetry.metrics import CallTotals, MethodStats
 
 Descriptors = Mapping[str, UpstreamDescriptors]
@@ -150,6 +150,7 @@ def _queue(queue: QueueStatus) -> admin_pb2.Queue:
             )
             for quota in queue.quotas
         ],
+        capped=queue.capped,
     )
 
 
@@ -175,6 +176,10 @@ def _upstream(upstream: UpstreamStatus, descriptors: UpstreamDescriptors | None)
             for criticality, state in sorted(upstream.throttles.items(), reverse=True)
             if state.requests or state.refused
         ],
+        pool=_pool(upstream.pool),
+        bulkheads=[
+            admin_pb2.Bulkhead(methods=one.methods, queue=_queue(one.queue)) for one in upstream.bulkheads
+        ],
     )
     if upstream.hedging is not None:
         message.hedging.CopyFrom(_hedging(upstream.hedging))
@@ -183,6 +188,25 @@ def _upstream(upstream: UpstreamStatus, descriptors: UpstreamDescriptors | None)
         message.services.extend(descriptors.services())
         message.descriptor_faults.extend(descriptors.faults())
     return message
+
+
+def _pool(pool: PoolStatus) -> admin_pb2.Pool:
+    return admin_pb2.Pool(
+        connections=pool.connections,
+        streams=pool.streams,
+        waiting=pool.waiting,
+        connects=pool.connects,
+        connect_failures=pool.connect_failures,
+        reconnects=pool.reconnects,
+        disconnects=pool.disconnects,
+        goaways=pool.goaways,
+        pings=pool.pings,
+        pings_answered=pool.pings_answered,
+        ping_round_trip=duration(pool.ping_round_trip_s),
+        ping_round_trip_max=duration(pool.ping_round_trip_max_s),
+        zombies=pool.zombies,
+        attempts_unsent=pool.attempts_unsent,
+    )
 
 
 def _keys(keys: KeysState) -> admin_pb2.Keys:
@@ -254,6 +278,16 @@ def _jobs(status: JobsStatus) -> admin_pb2.Jobs:
         batched=counters.batched,
         batches_split=counters.batches_split,
         refusing=status.refusing,
+        oldest_ready=duration(status.oldest_ready_s),
+        unsettled={
+            cause.name: admin_pb2.LetterBacklog(count=one.count, oldest=duration(one.oldest_s))
+            for cause, one in status.unsettled.items()
+        },
+        settled_per_second=status.settled_per_s,
+        replayed=counters.replayed,
+        resolved=counters.resolved,
+        reopened=counters.reopened,
+        recovered={action.name: count for action, count in counters.recovered.items()},
     )
 
 
@@ -271,8 +305,13 @@ def _hedging(hedging: HedgingStatus) -> admin_pb2.Hedging:
             )
             for learned in state.methods
         ],
+        pool=_pool(hedging.pool),
     )
 
 
 def _telemetry(telemetry: TelemetryStatus) -> admin_pb2.Telemetry:
-    return admin_pb2.Telemetry(spans_exported=telemetry.spans_exported, spans_dropped=telemetry.spans_dropped)
+    return admin_pb2.Telemetry(
+        spans_exported=telemetry.spans_exported,
+        spans_dropped=telemetry.spans_dropped,
+        spans_afterwards_suppressed=telemetry.afterwards_suppressed,
+    )

@@ -86,6 +86,7 @@ class Offer(Generic[Ticket]):
     displaced: Ticket | None = None
 
 
+_IGNORED = LoadSign.IGNORED
 _STARTED: Offer[Any] = Offer(Admitted.STARTED)
 _QUEUED: Offer[Any] = Offer(Admitted.QUEUED)
 
@@ -136,7 +137,8 @@ class Admission(Generic[Ticket]):
 
     A ticket is any hashable thing that stands for the waiting work; the same ticket may not be offered
     twice at once. All operations are O(1), whatever the queue's length and the number of clients (there are
-    four classes). ``secret`` is what clients' cohorts are drawn with.
+    four classes). ``secret`` is what clients' cohorts are drawn with, ``subject`` whose limits these are:
+    the relay's, or those of a compartment (`relay_service.core.bulkheads`).
     """
 
     __slots__ = (
@@ -157,9 +159,13 @@ class Admission(Generic[Ticket]):
         "_taken",
         "_told_until",
         "_waiting",
+        "subject",
     )
 
-    def __init__(self, policy: AdmissionPolicy, now: float, secret: bytes = b"") -> None:
+    def __init__(
+        self, policy: AdmissionPolicy, now: float, secret: bytes = b"", subject: str = "relay"
+    ) -> None:
+        self.subject = subject
         self._policy = policy
         self._queues: tuple[FairQueue[Ticket], ...] = tuple(FairQueue() for _ in Criticality)
         # In the order of arrival; a plain dict would search longer and longer for its first entry.
@@ -372,7 +378,7 @@ class Admission(Generic[Ticket]):
     def release(self, outcome: LoadSign, held_s: float, now: float) -> None:
         """Give back a worker that was held for so long; ask `grant` who gets it until it says None."""
         self._drain.count(now)
-        if outcome is not LoadSign.IGNORED:
+        if outcome is not _IGNORED:
             self._service.observe(held_s)
         self._limit.record(outcome, held_s, self._busy, now)
         self._busy -= 1

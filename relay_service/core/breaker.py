@@ -87,6 +87,11 @@ class Outcome(Enum):
     """Nothing: the attempt was given up for a reason that is not the upstream's."""
 
 
+_CLOSED, _OPEN, _HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
+_CALL = Work.CALL
+_FAILURE, _IGNORED = Outcome.FAILURE, Outcome.IGNORED
+
+
 class Permit:
     """The right to one attempt, to be given back once with `CircuitBreaker.settle`."""
 
@@ -180,13 +185,14 @@ class CircuitBreaker:
     def enter(self, work: Work, now: float) -> Permit | None:
         """The right to make an attempt; None refuses it."""
         self._catch_up(now)
-        if not self._admits(now):
+        # Nearly always it is closed, and not since a moment ago.
+        if (self._state is not _CLOSED or self._ramp_from is not None) and not self._admits(now):
             self._refused += 1
             return None
         permit = Permit(self._epoch, now, work)
-        if self._state is BreakerState.HALF_OPEN:
+        if self._state is _HALF_OPEN:
             self._probes[permit] = None
-        elif self._policy.stuck_call_s is not None and work is Work.CALL:
+        elif self._policy.stuck_call_s is not None and work is _CALL:
             self._in_flight[permit] = None
         return permit
 
@@ -196,9 +202,9 @@ class CircuitBreaker:
         For a call at its headers, before anything is spent on it; the ramp is left to `enter`.
         """
         self._catch_up(now)
-        refuses = self._state is BreakerState.OPEN or (
-            self._state is BreakerState.HALF_OPEN and len(self._probes) >= self._policy.probes
-        )
+        if self._state is _CLOSED:
+            return False
+        refuses = self._state is _OPEN or len(self._probes) >= self._policy.probes
         self._refused += refuses
         return refuses
 
@@ -244,13 +250,14 @@ class CircuitBreaker:
             self._late += permit.epoch != JUDGED
             return
         permit.epoch = JUDGED
-        self._in_flight.pop(permit, None)
-        slow = self._was_slow(permit, now)
-        if self._state is BreakerState.HALF_OPEN:
+        if self._in_flight:
+            self._in_flight.pop(permit, None)
+        slow = self._policy.slow_call_s is not None and self._was_slow(permit, now)
+        if self._state is _HALF_OPEN:
             proven = Outcome.FAILURE if slow and outcome is Outcome.SUCCESS else outcome
             self._probe_ended(permit, proven, now)
-        elif outcome is not Outcome.IGNORED:
-            self._count(now, failed=outcome is Outcome.FAILURE, slow=slow)
+        elif outcome is not _IGNORED:
+            self._count(now, failed=outcome is _FAILURE, slow=slow)
 
     def status(self, now: float) -> BreakerStatus:
         """The breaker as it stands."""
@@ -283,7 +290,7 @@ class CircuitBreaker:
             if lease_end <= now:
                 self._lost += 1
                 self._move(Trigger.PROBE_LOST, lease_end)
-        if self._state is BreakerState.OPEN and self._open_until <= now:
+        if self._state is _OPEN and self._open_until <= now:
             self._move(Trigger.OPEN_TIME_OVER, self._open_until)
 
     def _count_stuck(self, now: float) -> None:
@@ -359,6 +366,8 @@ class CircuitBreaker:
     def _count(self, now: float, *, failed: bool, slow: bool) -> None:
         self._window.count(now, failed=failed, slow=slow)
         self._consecutive = self._consecutive + 1 if failed else 0
+        if not failed and not slow and not self._window.failures and not self._window.slow:
+            return
         trigger = self._tripped()
         if trigger is not None:
             self._move(trigger, now)

@@ -47,7 +47,8 @@ class RetryBudget:
 
     def first_attempt(self) -> None:
         """A call's first attempt pays ``ratio`` tokens in."""
-        self._tokens = min(self._policy.burst, self._tokens + self._policy.ratio)
+        policy = self._policy
+        self._tokens = min(policy.burst, self._tokens + policy.ratio)
 
     def withdraw(self, now: float, keep: float = 0.0) -> bool:
         """Take one token, if at least ``keep`` are left then."""
@@ -58,6 +59,10 @@ class RetryBudget:
             return False
         self._tokens -= 1.0
         return True
+
+    def give_back(self) -> None:
+        """The token of a retry that was not made after all."""
+        self._tokens = min(self._policy.burst, self._tokens + 1.0)
 
 
 class RetryThrottle:
@@ -115,6 +120,16 @@ class RetryGate:
     def allow_retry(self, now: float) -> bool:
         """Charge one retry, before its backoff. False means that the call ends here."""
         return self._charge(now, keep=0.0)
+
+    def refund(self) -> None:
+        """A retry that was charged is not made: its caller left in the backoff, or nothing would take it.
+
+        Only such are refunded, and not those that succeed, as in the AWS SDKs' standard mode: a retry that
+        was made has been load, whatever came of it, and the bound is on load.
+        """
+        if self._budget:
+            self._budget.give_back()
+        self._granted -= 1
 
     def allow_hedge(self, now: float) -> bool:
         """Charge one hedge. False means that the call goes on without."""

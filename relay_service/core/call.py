@@ -20,6 +20,7 @@ like any other: the shell cancels it, asks the transport what is known, and repo
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import Enum
 from random import Random
 
@@ -66,6 +67,17 @@ from relay_service.core.throttle import AdaptiveThrottle
 from relay_service.core.told import Told
 from relay_service.core.verdict import Fate, Origin, Verdict
 
+# Reading an enumeration's member off its class costs as much as five method calls (Python 3.11), so what
+# every call reads has a name of its own.
+_OK = Code.OK
+_ANSWERED = Delivery.ANSWERED
+_DEFINITE = Evidence.DEFINITE
+_NOT_SENT = Evidence.NOT_SENT
+_AMBIGUOUS = Evidence.AMBIGUOUS
+_SUCCESS = Outcome.SUCCESS
+_CALL, _STREAM = Work.CALL, Work.STREAM
+_FORWARDED = Told(_OK, "", Origin.UPSTREAM, Fate.OK)
+
 DEADLINE_RACE_S = 0.02
 """A client whose deadline passes resets its stream, and that may arrive just before our own timer fires."""
 
@@ -78,6 +90,10 @@ class State(Enum):
     SETTLING = "settling"
     BACKING_OFF = "backing_off"
     DONE = "done"
+
+
+_READY, _ATTEMPTING, _SETTLING = State.READY, State.ATTEMPTING, State.SETTLING
+_BACKING_OFF, _DONE = State.BACKING_OFF, State.DONE
 
 
 class Call:
@@ -93,8 +109,9 @@ class Call:
     ``fell_back`` says that the call has left its own before it began.
 
     State: where the call stands, the attempts made, the main attempt under way (its number, 0 for none) and
-    the breaker's permit for it, the hedges, the worst evidence so far, how the last attempt ended (when
-    SETTLING: the answer), and why the call stops, while attempts are given up for that.
+    the breaker's permit for it, whether the next retry has been paid for, the hedges, the worst evidence so
+    far, how the last attempt ended (when SETTLING: the answer), and why the call stops, while attempts are
+    given up for that.
     """
 
     __slots__ = (
@@ -113,6 +130,7 @@ class Call:
         "_last",
         "_main",
         "_may_repeat",
+        "_paid",
         "_pending",
         "_permit",
         "_retry",
@@ -153,7 +171,7 @@ class Call:
         self._rng = rng
         self._breaker = breaker
         self._throttle = throttle
-        self._fallbacks = enumerate(fallbacks)
+        self._fallbacks = enumerate(fallbacks) if fallbacks else iter(())
         self._fell_back = fell_back
         self._is_first_here = True
         self._hedged_before = 0
@@ -161,13 +179,14 @@ class Call:
         self._main = 0
         self._settle_s = settle_s
         self._permit: Permit | None = None
-        self._state = State.READY
+        self._state = _READY
         self._attempts = 0
-        self._evidence = Evidence.NOT_SENT
+        self._evidence = _NOT_SENT
         self._last: AttemptDone | None = None
         self._backoff: Backoff | None = None
         self._pending: Event | None = None
         self._won_by_hedge = False
+        self._paid = False
 
     @property
     def state(self) -> State:
@@ -189,26 +208,31 @@ class Call:
 
     def handle(self, event: Event, now: float) -> Actions:
         """Advance. Events that come after the end, or that do not fit the state, change nothing."""
-        match event, self._state:
-            case _, State.DONE:
-                return ()
-            case _, State.ATTEMPTING:
-                return self._while_attempting(event, now)
-            case AttemptDone(), State.SETTLING:
-                return self._loser_done(event, now) if self._is_under_way(event.number) else ()
-            case (Begin(), State.READY) | (BackoffElapsed(), State.BACKING_OFF):
-                return self._start(now)
-            case RetryRefused(), State.BACKING_OFF:
+        state = self._state
+        if state is _ATTEMPTING:
+            if isinstance(event, AttemptDone):
+                return self._attempt_done(event, now) if self._is_under_way(event.number) else ()
+            return self._while_attempting(event, now)
+        if state is _READY:
+            return self._start(now) if isinstance(event, Begin) else self._while_waiting(event)
+        if state is _BACKING_OFF:
+            return self._start(now) if isinstance(event, BackoffElapsed) else self._while_waiting(event)
+        if state is _SETTLING and isinstance(event, AttemptDone) and self._is_under_way(event.number):
+            return self._loser_done(event, now)
+        return ()
+
+    def _while_waiting(self, event: Event) -> Actions:
+        """Nothing is under way: the call has not begun, or waits to try again."""
+        match event:
+            case RetryRefused() if self._state is State.BACKING_OFF:
                 return self._give_up(Reason.RETRIES_EXHAUSTED)
-            case ((DeadlinePassed() | Cancelled() | Aborted()), State.READY | State.BACKING_OFF):
+            case DeadlinePassed() | Cancelled() | Aborted():
                 return self._stop(event)
-            case _:
-                return ()
+        return ()
 
     def _while_attempting(self, event: Event, now: float) -> Actions:
+        """Something else than an attempt's end, while attempts are under way."""
         match event:
-            case AttemptDone(number=number):
-                return self._attempt_done(event, now) if self._is_under_way(number) else ()
             case HedgeDue() if self._hedges is not None and self._pending is None:
                 return self._hedge(self._hedges, now)
             case HedgeUnserved() if self._hedges is not None:
@@ -225,12 +249,13 @@ class Call:
         if self._is_past(now):
             return self._stop(DeadlinePassed())
         if self._breaker is not None:
-            self._permit = self._breaker.enter(Work.STREAM if self._streaming else Work.CALL, now)
+            self._permit = self._breaker.enter(_STREAM if self._streaming else _CALL, now)
             if self._permit is None:
                 return self._breaker_open(self._breaker, now)
-        self._state = State.ATTEMPTING
+        self._state = _ATTEMPTING
         self._attempts += 1
         self._main = self._attempts
+        self._paid = False
         if self._is_first_here:
             self._is_first_here = False
             self._gate.first_attempt()
@@ -240,10 +265,13 @@ class Call:
         return (start, *self._hedges.main_started(self._attempts, now))
 
     def _attempt_timeout_s(self, now: float) -> float | None:
+        limit_s = self._attempt_limit_s
         if self._deadline is None:
-            return self._attempt_limit_s
-        left_s = max(0.0, self._deadline + self._settle_s - now)
-        return left_s if self._attempt_limit_s is None else min(left_s, self._attempt_limit_s)
+            return limit_s
+        left_s = self._deadline + self._settle_s - now
+        if limit_s is not None and limit_s < left_s:
+            return limit_s
+        return max(0.0, left_s)
 
     # Attempts end -------------------------------------------------------------------------------
 
@@ -251,8 +279,8 @@ class Call:
         permit = self._take_off(done.number)
         if self._throttle is not None:
             self._throttle.ended(done.delivery, done.code, now)
-        if done.code is Code.OK and done.delivery is Delivery.ANSWERED:
-            self._settle(permit, Outcome.SUCCESS, now)
+        if done.code is _OK and done.delivery is _ANSWERED:
+            self._settle(permit, _SUCCESS, now)
             self._gate.record(failed=False)
             return self._answered(done, now)
         judgement = self.judgement_of(done)
@@ -361,6 +389,7 @@ class Call:
             return self._refused(Reason.ADAPTIVE_THROTTLE, self._throttle.pushback_s(now, self._rng))
         if not self._gate.allow_retry(now):
             return self._give_up(Reason.BUDGET_EXHAUSTED)
+        self._paid = True
         self._state = State.BACKING_OFF
         return (WaitBackoff(now + delay_s),)
 
@@ -419,9 +448,10 @@ class Call:
 
     def _conclude(self, answer: AttemptDone) -> Actions:
         """End with this answer, after all other attempts."""
-        if answer.code is Code.OK:
-            self._evidence = Evidence.DEFINITE
-            return self._end(Told(Code.OK, answer.message, Origin.UPSTREAM, Fate.OK))
+        if answer.code is _OK:
+            self._evidence = _DEFINITE
+            message = answer.message
+            return self._end(replace(_FORWARDED, message=message) if message else _FORWARDED)
         self._note_evidence(answer, self.judgement_of(answer))
         return self._give_up(None)
 
@@ -452,6 +482,7 @@ class Call:
                 if lane.throttle is not None and lane.throttle.refuses(now, self._rng):
                     pushback_s = lane.throttle.pushback_s(now, self._rng)
                     return self._refused(Reason.ADAPTIVE_THROTTLE, pushback_s)
+                self._refund()
                 self._gate, self._breaker, self._throttle = lane
                 self._fell_back = self._is_first_here = True
                 self._backoff = None
@@ -477,9 +508,15 @@ class Call:
         harmless = self._safety in (Safety.NO_SIDE_EFFECTS, Safety.IDEMPOTENT)
         return self._evidence is Evidence.AMBIGUOUS and not harmless
 
+    def _refund(self) -> None:
+        """A retry that is not made costs nothing."""
+        if self._paid:
+            self._paid = False
+            self._gate.refund()
+
     def _end(self, words: Told) -> Actions:
-        self._state = State.DONE
-        known = self._attempts or self._evidence is Evidence.AMBIGUOUS
+        self._state = _DONE
+        known = self._attempts or self._evidence is _AMBIGUOUS
         verdict = Verdict(
             words.code,
             words.message,
@@ -492,5 +529,7 @@ class Call:
             hedges=len(self._hedges.numbers) if self._hedges is not None else self._hedged_before,
             hedge_won=self._won_by_hedge,
             fell_back=self._fell_back,
+            subject=words.subject,
         )
+        self._refund()
         return (Finish(verdict),)

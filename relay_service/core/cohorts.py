@@ -16,13 +16,20 @@ RESHUFFLE_S = 20.0
 class Cohorts:
     """Tells clients' cohorts. ``secret`` (at most 64 bytes) keeps callers from choosing their neighbours."""
 
-    __slots__ = ("_secret",)
+    __slots__ = ("_last", "_secret")
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
+        self._last: tuple[bytes, int | None, int] = (b"", None, 0)
+        """Client, period and cohort asked for last: in a flood it is asked for again and again."""
 
     def of(self, client: bytes, now: float) -> int:
         """The cohort of a client, from 0 to `COHORTS` - 1, until the next reshuffle."""
-        period = int(now / RESHUFFLE_S).to_bytes(8, "big", signed=True)
-        digest = blake2b(client, digest_size=4, key=self._secret, salt=period)
-        return int.from_bytes(digest.digest(), "big") % COHORTS
+        period = int(now / RESHUFFLE_S)
+        last_client, last_period, cohort = self._last
+        if period != last_period or client != last_client:
+            salt = period.to_bytes(8, "big", signed=True)
+            digest = blake2b(client, digest_size=4, key=self._secret, salt=salt)
+            cohort = int.from_bytes(digest.digest(), "big") % COHORTS
+            self._last = client, period, cohort
+        return cohort

@@ -71,6 +71,8 @@ class Aborted:
     reason: Reason
     pushback_s: float | None = None
     """When the caller should return; None says nothing about it."""
+    subject: str = "relay"
+    """Whose limit was reached, when one was."""
 
 
 Event = (

@@ -29,4 +29,5 @@ class Lane(NamedTuple):
 
     def is_open(self, now: float) -> bool:
         """Whether its breaker is sure to refuse an attempt now; True counts as a refusal."""
-        return self.breaker is not None and self.breaker.refuses(now)
+        breaker = self.breaker
+        return breaker is not None and breaker.refuses(now)

@@ -61,15 +61,20 @@ class LoadSign(Enum):
     """Nothing: the caller went away, it never left, or it failed for its own reasons."""
 
 
+# Read with every attempt's end, and much faster than off their classes (Python 3.11).
+_OK, _ANSWERED = Code.OK, Delivery.ANSWERED
+_SUCCESS, _IGNORED = LoadSign.SUCCESS, LoadSign.IGNORED
+
+
 def load_sign_of(delivery: Delivery, code: Code) -> LoadSign:
     """What an attempt that ended like this says about load. Failures that come fast say nothing."""
+    if code is _OK and delivery is _ANSWERED:
+        return _SUCCESS
     match delivery, code:
         case (Delivery.NOT_SENT, _) | (_, Code.CANCELLED):
             return LoadSign.IGNORED
         case (Delivery.UNANSWERED, _) | (_, Code.DEADLINE_EXCEEDED):
             return LoadSign.TIMED_OUT
-        case _, Code.OK:
-            return LoadSign.SUCCESS
         case _, Code.RESOURCE_EXHAUSTED:
             return LoadSign.REFUSED
         case _:
@@ -152,7 +157,7 @@ class Sampler:
         self, outcome: LoadSign, held_s: float, in_flight: int, now: float, limit: float
     ) -> Window | None:
         """Count one attempt; the window that it completes, if it does."""
-        if outcome is LoadSign.SUCCESS:
+        if outcome is _SUCCESS:
             if now - held_s < self._since:
                 return None
             self._succeeded += 1
@@ -213,7 +218,7 @@ class AimdLimit:
 
     def record(self, outcome: LoadSign, held_s: float, in_flight: int, now: float) -> None:
         """See `ConcurrencyLimit.record`."""
-        if outcome is LoadSign.IGNORED:
+        if outcome is _IGNORED:
             return
         window = self._sampler.add(outcome, held_s, in_flight, now, self._limit)
         if window is None:
@@ -270,7 +275,7 @@ class GradientLimit:
 
     def record(self, outcome: LoadSign, held_s: float, in_flight: int, now: float) -> None:
         """See `ConcurrencyLimit.record`."""
-        if outcome is LoadSign.IGNORED:
+        if outcome is _IGNORED:
             return
         if outcome is LoadSign.TIMED_OUT and held_s < TOLERANCE * self.baseline_s:
             return  # it was given less time than an attempt needs: that is its caller's doing

@@ -29,7 +29,8 @@ class OutcomeWindow:
 
     def count(self, now: float, *, failed: bool, slow: bool) -> None:
         """One more attempt, that may have failed, been slow, or both."""
-        self.slide(now)
+        if int(now / self._bucket_s) != self._head:
+            self.slide(now)
         index = self._head % BUCKETS
         self._total[index] += 1
         self.calls += 1

@@ -30,8 +30,9 @@ class DrainRate:
         return self._weight / RATE_TIME_CONSTANT_S
 
     def _decay(self, now: float) -> None:
-        elapsed_s = max(0.0, now - self._at)
-        self._weight *= math.exp(-elapsed_s / RATE_TIME_CONSTANT_S)
+        elapsed_s = now - self._at
+        if elapsed_s > 0.0:
+            self._weight *= math.exp(-elapsed_s / RATE_TIME_CONSTANT_S)
         self._at = now
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
 
+from relay_service.core.alert_policy import AlertPolicy
+from relay_service.core.criticality import Criticality
 from relay_service.core.evidence import Safety
 from relay_service.core.jitter import Jitter
 from relay_service.core.job_policy import BatchPolicy, JobPolicy
@@ -66,7 +68,8 @@ class RetryPolicy:
             raise ValueError("retryable_codes must not hold OK: a success is never retried")
 
 
-NO_RETRY = RetryPolicy(max_attempts=1)
+NO_RETRY = RetryPolicy(max_attempts=1, retryable_codes=frozenset())
+"""One attempt; and without an operator's word no answered code means that nothing was executed."""
 
 HEDGE_QUANTILE = 0.95
 """With it at most one call in twenty is hedged."""
@@ -318,6 +321,27 @@ class ClientsPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class CriticalityCaps:
+    """The highest class that a caller gets, by who it has proved to be. Off is a relay policy without."""
+
+    anonymous: Criticality = Criticality.CRITICAL_PLUS
+    """Of callers without a verified identity."""
+    identified: Criticality = Criticality.CRITICAL_PLUS
+    """Of those who have one that is not named."""
+    named: Mapping[str, Criticality] = field(default_factory=dict)
+    """By identity."""
+
+    def __post_init__(self) -> None:
+        if "" in self.named:
+            raise ValueError("named must not hold an empty identity: anonymous is for callers without")
+        object.__setattr__(self, "named", MappingProxyType(dict(self.named)))
+
+    def of(self, identity: str) -> Criticality:
+        """The highest class of a caller with ``identity``, which is empty for one without."""
+        return self.named.get(identity, self.identified) if identity else self.anonymous
+
+
+@dataclass(frozen=True, slots=True)
 class AdmissionPolicy:
     """How much the relay takes on at once. There is no unlimited: off is `WIDE_OPEN`."""
 
@@ -361,6 +385,25 @@ class AdmissionPolicy:
 
 WIDE_OPEN = AdmissionPolicy(queue_capacity=0, workers=100_000, max_streams=100_000)
 """Admission switched off: limits no single process reaches, so that nothing is ever without one."""
+
+
+@dataclass(frozen=True, slots=True)
+class BulkheadsPolicy:
+    """Which calls have workers, a queue and streams of their own. Nothing named is off: all share one set.
+
+    Compartments do not overlap: a call is in that of its method, else in that of its upstream, else in what
+    is left over for all. What is full in one of them is nothing to the others.
+    """
+
+    upstreams: Mapping[str, AdmissionPolicy] = field(default_factory=dict)
+    """By the upstream's name."""
+    methods: Mapping[str, AdmissionPolicy] = field(default_factory=dict)
+    """By ``package.Service/Method``, ``package.Service`` or an empty string, the longest match first; the
+    calls of each pattern to each upstream are a compartment."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "upstreams", MappingProxyType(dict(self.upstreams)))
+        object.__setattr__(self, "methods", MappingProxyType(dict(self.methods)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -474,6 +517,10 @@ class RelayPolicy:
     callers: CallersPolicy = CallersPolicy()
     keys: KeyLimits = field(default_factory=KeyLimits)
     dead_letters: LetterPolicy = field(default_factory=LetterPolicy)
+    bulkheads: BulkheadsPolicy = field(default_factory=BulkheadsPolicy)
+    alerts: AlertPolicy | None = None
+    """None tells nobody."""
+    criticality_caps: CriticalityCaps | None = None
     _default_method: MethodPolicy = field(init=False, repr=False, compare=False)
     _upstream_by_pattern: Mapping[str, str] = field(init=False, repr=False, compare=False)
 
@@ -490,6 +537,8 @@ class RelayPolicy:
             raise ValueError("routes must not name the same service and method twice")
         if unknown := set(by_pattern.values()) - set(self.upstreams):
             raise ValueError(f"routes lead to upstreams that are not there: {sorted(unknown)}")
+        if unknown := set(self.bulkheads.upstreams) - set(self.upstreams):
+            raise ValueError(f"bulkheads are for upstreams that are not there: {sorted(unknown)}")
         for pattern, method in self.methods.items():
             if unknown := set(method.fallback) - set(self.upstreams):
                 raise ValueError(f"the fallback of {pattern!r} leads to no upstream: {sorted(unknown)}")

@@ -75,6 +75,8 @@ class Reason(Enum):
     NO_ROUTE = Code.UNIMPLEMENTED, "no route leads to this method"
     DRAINING = Code.UNAVAILABLE, "the relay is shutting down"
 
+    __hash__ = object.__hash__  # an enumeration's own is written in Python, and refusals are counted by these
+
     def __init__(self, code: Code | None, meaning: str) -> None:
         self.code = code
         self.meaning = meaning

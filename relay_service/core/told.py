@@ -21,6 +21,7 @@ class Told:
     fate: Fate
     reason: Reason | None = None
     pushback_s: float | None = None
+    subject: str = "relay"
 
 
 def of_failure(last: AttemptDone, reason: Reason | None, *, says_worst: bool, unknown: bool) -> Told:
@@ -44,9 +45,9 @@ def of_stop(why: Event, *, tried: bool, unknown: bool) -> Told:
     match why:
         case Cancelled():
             return Told(Code.CANCELLED, "the caller went away", Origin.RELAY, Fate.CANCELLED)
-        case Aborted(reason, pushback_s):
+        case Aborted(reason, pushback_s, subject):
             code = reason.code or Code.UNKNOWN
-            return Told(code, reason.meaning, Origin.RELAY, _fate(tried), reason, pushback_s)
+            return Told(code, reason.meaning, Origin.RELAY, _fate(tried), reason, pushback_s, subject)
     if unknown:
         return _unknown(Code.DEADLINE_EXCEEDED, "the deadline passed first")
     reason = Reason.DEADLINE_PASSED

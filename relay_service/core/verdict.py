@@ -67,7 +67,7 @@ class Verdict:
     fell_back: bool = False
     """Whether it went to an upstream that is not its method's own."""
     subject: str = "relay"
-    """Whose limit was reached, when one was: the relay's or ``client:NAME``'s."""
+    """Whose limit was reached, when one was: the relay's, ``client:NAME``'s or ``bulkhead:NAME``'s."""
     key_status: KeyStatus | None = None
     """None without a key, and where the key is free again or somebody else's."""
 

@@ -243,7 +243,9 @@ class KeyedCall:
         if self._left is not None:
             verdict, left_at = self._left
             self._left = None
-            self._finished(replace(verdict, attempts=attempts, hedges=hedges), left_at)
+            # It was in the queue when its caller left, and has been tried since for those who stayed.
+            fate = Fate.ERROR if attempts and verdict.fate is Fate.REFUSED else verdict.fate
+            self._finished(replace(verdict, fate=fate, attempts=attempts, hedges=hedges), left_at)
 
 
 def _accepted(intent: Intent) -> list[bytes]:

@@ -44,6 +44,17 @@ _REFUSALS = {
     Decision.QUEUED: Reason.IDEMPOTENCY_IN_PROGRESS,
 }
 
+_PERSONAL = frozenset(
+    {
+        Reason.CLIENT_QUOTA,
+        Reason.DEADLINE_INFEASIBLE,
+        Reason.SHED_BY_CRITICALITY,
+        Reason.FAIR_SHARE,
+        Reason.ADAPTIVE_THROTTLE,
+    }
+)
+"""Refusals that hang on who calls: its client, its deadline, its class."""
+
 log = logging.getLogger(__name__)
 
 
@@ -99,6 +110,11 @@ class Flight:
     def attempts(self) -> int:
         """Attempts made for its callers so far."""
         return self._work.attempts if self._work is not None else 0
+
+    @property
+    def settling(self) -> bool:
+        """Whether its work is over and whoever it was made for does not know yet."""
+        return self._leader is not None and self._work is not None and self._work.over
 
     @property
     def effect_possible(self) -> bool:
@@ -244,12 +260,24 @@ class Flight:
             order = WorkOrder(leader.intent, self.scope.key, self._framed, self._outcome_open)
             work = self._work = self._ground.host.start_work(order, observer)
         except NoWork as refusal:
-            return self._refused(refusal.reason, refusal.pushback_s, refusal.subject)
+            told = self._refused(refusal.reason, refusal.pushback_s, refusal.subject)
+            return self._unless_personal(refusal.reason, told)
         work.somebody_waits(self._latest())
         outcome = await self._claim_and_carry(leader.intent, work, fence_before)
         if outcome is None:  # another round, perhaps in another caller's name
             self._return_observer()
         return outcome
+
+    def _unless_personal(self, reason: Reason | None, outcome: Outcome) -> Outcome | None:
+        """What only the leader is refused for is the leader's answer alone; the others are judged anew, the
+        next of them first."""
+        leader = self._leader
+        if reason not in _PERSONAL or leader is None or not self._callers.keys() - {leader}:
+            return outcome
+        if self._callers.pop(leader, self) is not self:
+            leader.settle(outcome)
+        self._return_observer()
+        return None
 
     async def _claim_and_carry(self, intent: Intent, work: KeyedWork, fence_before: int) -> Outcome | None:
         if not await work.worker():
@@ -303,10 +331,12 @@ class Flight:
         )
 
     async def _never_dispatched(self, work: KeyedWork) -> Outcome | None:
-        """It ended in the queue: all share the refusal, unless only its first caller's time was up."""
+        """It ended in the queue: all share the refusal, unless it was meant for its first caller alone."""
         verdict = await work.ended()
         answer = work.catcher.answer
-        return None if answer is None or _ran_out_of_time(verdict) else executed(answer, verdict, None)
+        if answer is None or _ran_out_of_time(verdict):
+            return None
+        return self._unless_personal(verdict.reason, executed(answer, verdict, None))
 
     def _refused(self, reason: Reason, pushback_s: float | None = None, subject: str = "relay") -> Outcome:
         possible = self._outcome_open or self.under_way or self.attempts > 0

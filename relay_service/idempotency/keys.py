@@ -79,6 +79,11 @@ class Keys:
         """Callers that are there and for whom no work counts."""
         return self._waiting
 
+    @property
+    def settling(self) -> int:
+        """Flights whose work is over while its end is being stored, or looked at once more."""
+        return sum(flight.settling for flight in self._flights.values())
+
     def state(self) -> KeysState:
         """What is going on."""
         return KeysState(len(self._flights), self._waiting, len(self._leases), self.counters)

@@ -5,7 +5,7 @@ that hears the verdict, so that nothing has to be read back out of trailers.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -19,7 +19,7 @@ from relay_service.core.status import Code
 from relay_service.core.verdict import Fate, Origin, Verdict
 from relay_service.fault_points import FaultPoint
 from relay_service.message import frame
-from relay_service.ports import AttemptEnd, CallHead, CallObserver, Headers, IncomingCall, Reply
+from relay_service.ports import AttemptEnd, CallHead, CallObserver, Headers, IncomingCall, JobRun, Reply
 
 BATCH_HINT = "relay-batch"
 """Metadata of a job, never sent on: with the value ``alone`` it joins no batch."""
@@ -146,16 +146,17 @@ class JobCarrier:
     async def carry(self, job: Job) -> Run:
         """One call for one job. Cancelling this gives the call up."""
         work = job.work
-        head = self._head(work.method, job_metadata(job), work)
+        head = self._head(work.method, job_metadata(job), [job])
         if (ATTEMPTS_HINT, ONCE) in work.metadata:
             head = replace(head, once=True)
         return await self._call(head, work.request)
 
-    async def call(self, method: str, metadata: Headers, request: bytes, first: Work) -> Run:
-        """One unary call for several jobs, of which ``first`` is one."""
-        return await self._call(self._head(method, metadata, first), request)
+    async def call(self, method: str, metadata: Headers, request: bytes, jobs: Sequence[Job]) -> Run:
+        """One unary call for several jobs of one tenant and method."""
+        return await self._call(self._head(method, metadata, jobs), request)
 
-    def _head(self, method: str, metadata: Headers, work: Work) -> CallHead:
+    def _head(self, method: str, metadata: Headers, jobs: Sequence[Job]) -> CallHead:
+        work = jobs[0].work
         return CallHead(
             method,
             metadata,
@@ -165,7 +166,7 @@ class JobCarrier:
             work.tenant,
             unary=True,
             bound=self._relay.safety(work.method).binds_to_upstream,
-            caused_by=work.traceparent.encode(),
+            runs=tuple(JobRun(job.id, job.attempts, job.work.traceparent.encode()) for job in jobs),
         )
 
     async def _call(self, head: CallHead, request: bytes) -> Run:

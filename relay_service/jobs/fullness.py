@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass, field
 
-from relay_service.core.job import JobState, LetterState
+from relay_service.core.job import JobState
 from relay_service.core.job_policy import JobPolicy
 from relay_service.core.letter_policy import LetterPolicy
 from relay_service.core.reason import Reason
-from relay_service.stores.interface import Counts
+from relay_service.stores.interface import UNSETTLED, Counts
 
 UNFINISHED = frozenset({JobState.PENDING, JobState.RUNNING, JobState.PAUSED})
-UNSETTLED = frozenset({LetterState.OPEN, LetterState.HELD, LetterState.REPLAYING})
 
 
 @dataclass(slots=True)

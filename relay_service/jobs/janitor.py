@@ -7,10 +7,9 @@ from collections.abc import Callable
 from relay_service.core.job import Cause
 from relay_service.core.job_policy import JobPolicy
 from relay_service.core.job_step import Bury
-from relay_service.jobs.fullness import Fullness
 from relay_service.jobs.recovery import AutomaticRecovery
 from relay_service.jobs.settling import Settler
-from relay_service.stores.interface import Store, StoreError
+from relay_service.stores.interface import Counts, Store, StoreError
 
 ROUND_S = 1.0
 SWEEP_MAX = 1_000
@@ -28,16 +27,17 @@ class Janitor:
         settler: Settler,
         recovery: AutomaticRecovery,
         *,
-        fullness: Fullness,
         policy: JobPolicy,
         wake: Callable[[], None],
+        counted: Callable[[Counts], None],
     ) -> None:
+        """``counted`` is told at the end of each round what there is."""
         self._store = store
         self._settler = settler
         self._recovery = recovery
-        self._fullness = fullness
         self._policy = policy
         self._wake = wake
+        self._counted = counted
 
     async def work(self) -> None:
         """A round, a pause, and again."""
@@ -64,4 +64,4 @@ class Janitor:
         await self._store.sweep_jobs(keep_s=self._policy.keep_s, limit=SWEEP_MAX)
         if await self._recovery.round():
             self._wake()
-        self._fullness.looked(await self._store.counts())
+        self._counted(await self._store.counts())

@@ -11,7 +11,9 @@ from relay_service.core.job_policy import JobPolicy
 from relay_service.core.letter_policy import LetterPolicy
 from relay_service.fault_points import FaultPoint
 from relay_service.jobs.carrier import ALONE, ATTEMPTS_HINT, BATCH_HINT, HINTS, ONCE
+from relay_service.jobs.counters import JobCounters
 from relay_service.jobs.forecast import Forecast, is_replayable, protection_of
+from relay_service.jobs.sending import Message, Sender
 from relay_service.stores.interface import JobFilter, KeyTakenError, LetterFilter, Store, Submission
 
 PAGE = 500
@@ -21,6 +23,8 @@ LATER_JOBS_LOOKED_AT = 1_000
 REPLAY_ALONE = ((BATCH_HINT, ALONE),)
 REPLAY_ONCE = ((BATCH_HINT, ALONE), (ATTEMPTS_HINT, ONCE))
 REPLAY_AS_IT_WAS: tuple[tuple[str, bytes], ...] = ()
+
+_BECOMES = {LetterState.HELD: "held", LetterState.OPEN: "released", LetterState.DISCARDED: "discarded"}
 
 
 class LetterNotOpenError(Exception):
@@ -39,6 +43,8 @@ class Letters:
         letters: LetterPolicy,
         new_id: Callable[[], str],
         fault_point: FaultPoint,
+        sender: Sender,
+        counters: JobCounters,
     ) -> None:
         """``safety`` says what a second execution of a method would do."""
         self._store = store
@@ -47,6 +53,8 @@ class Letters:
         self._letters = letters
         self._new_id = new_id
         self._fault_point = fault_point
+        self._sender = sender
+        self._counters = counters
 
     async def each(self, which: LetterFilter) -> AsyncIterator[DeadLetter]:
         """All letters of a filter, newest first, page by page."""
@@ -97,21 +105,39 @@ class Letters:
 
     async def _begin(self, letter: DeadLetter, work: Work, by: str) -> str:
         job_id = self._new_id()
-        own = work if work.key else replace(work, key=job_id.encode())
-        submission = Submission(job_id, own, delay_s=0.0, ttl_s=self._jobs.ttl_s)
+        sending = self._sender.begin(
+            Message(work.method, len(work.request), origin=letter.work.traceparent, dead_letter_id=letter.id)
+        )
+        own = replace(work, key=work.key or job_id.encode(), traceparent=sending.traceparent)
         try:
-            began = await self._store.replay(letter.id, Replay(self._store.now(), by, job_id), submission)
+            await self._commit(letter, Submission(job_id, own, delay_s=0.0, ttl_s=self._jobs.ttl_s), by)
+        except LetterNotOpenError:
+            sending.refused("LETTER_NOT_OPEN")
+            raise
+        sending.sent(job_id, existed=False)
+        self._counters.replayed += 1
+        self._fault_point("letter-replayed")
+        return job_id
+
+    async def _commit(self, letter: DeadLetter, submission: Submission, by: str) -> None:
+        try:
+            began = await self._store.replay(
+                letter.id, Replay(self._store.now(), by, submission.id), submission
+            )
         except KeyTakenError as error:
             raise LetterNotOpenError(f"dead letter {letter.id}: {error}") from error
         if not began:
-            raise LetterNotOpenError(f"dead letter {letter.id} is not open")
-        self._fault_point("letter-replayed")
-        return job_id
+            raise LetterNotOpenError(await self._not_now(letter.id, "replayed"))
 
     async def set_state(self, letter_id: str, state: LetterState, note: str) -> None:
         """Hold, release (OPEN) or discard. Raises `LetterNotOpenError` when its state does not allow it."""
         if not await self._store.set_state(letter_id, state, note):
-            raise LetterNotOpenError(f"dead letter {letter_id} cannot become {state.value} now")
+            raise LetterNotOpenError(await self._not_now(letter_id, _BECOMES[state]))
+
+    async def _not_now(self, letter_id: str, done: str) -> str:
+        letter = await self._store.letter(letter_id)
+        state = letter.state.value if letter else "gone"
+        return f"dead letter {letter_id} is {state} and cannot be {done}"
 
     async def take_in(self, letter: DeadLetter) -> bool:
         """Import a letter; False when it is here already. Its time is counted anew, from now."""

@@ -3,8 +3,8 @@
 import asyncio
 import json
 import secrets
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from random import Random
 
 from relay_service.core.job import Cause, JobState, LetterState
@@ -16,12 +16,14 @@ from relay_service.jobs.counters import JobCounters
 from relay_service.jobs.fullness import Fullness
 from relay_service.jobs.janitor import Janitor
 from relay_service.jobs.letters import Letters
+from relay_service.jobs.rate import SettledRate
 from relay_service.jobs.recovery import AutomaticRecovery
 from relay_service.jobs.replaying import Replayer
+from relay_service.jobs.sending import Sender
 from relay_service.jobs.submitting import Submitter
 from relay_service.jobs.workers import MethodRules, Workers
 from relay_service.methods import MethodCatalog
-from relay_service.stores.interface import Store
+from relay_service.stores.interface import Backlog, Counts, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,13 @@ class JobsStatus:
     """By this relay."""
     running_here: int
     counters: JobCounters
+    oldest_ready_s: float = 0.0
+    """How long a job has been ready and has not been taken; as of the last second, as the next two."""
+    unsettled: Mapping[Cause, Backlog] = field(default_factory=dict)
+    settled_per_s: float = 0.0
+    """By this relay, over the last minute."""
+    letters_max: int = 0
+    """With so many unsettled letters no job is accepted."""
     refusing: str = ""
     """Why no job is accepted; empty when they are."""
 
@@ -55,6 +64,7 @@ class JobsOffice:
         worker: str,
         rng: Random,
         fault_point: FaultPoint,
+        sender: Sender,
     ) -> None:
         """``in_force`` gives the policy by which jobs are judged now; what it says under ``jobs`` and
         ``dead_letters`` is taken once. ``worker`` names this relay among those that share the store."""
@@ -72,6 +82,7 @@ class JobsOffice:
             counters=self.counters,
             new_id=new_id,
             fault_point=fault_point,
+            sender=sender,
         )
         self.workers = Workers(
             store,
@@ -94,21 +105,29 @@ class JobsOffice:
             letters=policy.dead_letters,
             new_id=new_id,
             fault_point=fault_point,
+            sender=sender,
+            counters=self.counters,
         )
         self.replayer = Replayer(store, self.letters, self.workers.wake)
         self._janitor = Janitor(
             store,
             self.workers.settler,
-            AutomaticRecovery(store, self.letters, policy.dead_letters),
-            fullness=self.fullness,
+            AutomaticRecovery(store, self.letters, policy.dead_letters, self.counters),
             policy=policy.jobs,
             wake=self.workers.wake,
+            counted=self._counted,
         )
+        self._now = relay.now
+        self._rate = SettledRate()
         self._tidying: asyncio.Task[None] | None = None
+
+    def _counted(self, counts: Counts) -> None:
+        self.fullness.looked(counts)
+        self._rate.looked(self._now(), self.counters.settled)
 
     async def start(self) -> None:
         """Begin to work. Raises `StoreUnavailableError` when the store cannot even be counted."""
-        self.fullness.looked(await self.store.counts())
+        self._counted(await self.store.counts())
         self.workers.start()
         self._tidying = asyncio.create_task(self._janitor.work(), name="the store is tidied")
 
@@ -130,6 +149,10 @@ class JobsOffice:
             buried=dict(self.counters.buried),
             running_here=self.workers.running,
             counters=self.counters,
+            oldest_ready_s=counts.oldest_ready_s,
+            unsettled=counts.unsettled,
+            settled_per_s=self._rate.per_s,
+            letters_max=self.fullness.letters.max_entries,
             refusing=refusal.meaning if refusal else "",
         )
 

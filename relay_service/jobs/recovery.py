@@ -4,6 +4,7 @@ import logging
 
 from relay_service.core.job import Cause, DeadLetter, LetterState
 from relay_service.core.letter_policy import LetterPolicy, Recovery, RecoveryRule
+from relay_service.jobs.counters import JobCounters
 from relay_service.jobs.letters import REPLAY_ALONE, REPLAY_AS_IT_WAS, LetterNotOpenError, Letters
 from relay_service.stores.interface import DeadLetterStore, LetterFilter, Store
 
@@ -20,11 +21,12 @@ class AutomaticRecovery:
     State: how far it has got with each cause, so that letters beyond help are not looked at every time.
     """
 
-    def __init__(self, store: Store, letters: Letters, policy: LetterPolicy) -> None:
+    def __init__(self, store: Store, letters: Letters, policy: LetterPolicy, counters: JobCounters) -> None:
         self._store: DeadLetterStore = store
         self._now = store.now
         self._letters = letters
         self._rules = policy.recovery
+        self._counters = counters
         self._after: dict[Cause, str] = dict.fromkeys(policy.recovery, "")
 
     async def round(self) -> int:
@@ -61,4 +63,5 @@ class AutomaticRecovery:
                     await self._letters.replay(letter, BY, REPLAY_AS_IT_WAS)
         except LetterNotOpenError:
             return  # another relay or somebody by hand was first
+        self._counters.recovered[rule.action] += 1
         log.info("dead letter %s (%s): %s by policy", letter.id, letter.cause.name, rule.action.value)

@@ -62,6 +62,11 @@ class ReplayReport:
             self.contradicted.append(end)
 
     @property
+    def not_begun(self) -> int:
+        """Letters whose turn did not come."""
+        return self.total - self.happened.total()
+
+    @property
     def failures(self) -> int:
         """Replays that did not succeed in time."""
         return self.happened[Happened.FAILED] + self.happened[Happened.UNFINISHED]

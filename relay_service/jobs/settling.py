@@ -82,7 +82,7 @@ class Settler:
                     break
                 await asyncio.sleep(WRITE_AGAIN_S)
         self._leases.let_go(job)
-        self._count(step if written else None)
+        self._count(job, step if written else None)
         self._fault_point("job-settled")
         if written and isinstance(step, Bury):
             log.warning("job %s is a dead letter: %s", job.id, step.cause.name)
@@ -109,8 +109,11 @@ class Settler:
             case _:
                 raise AssertionError("only a run completes a job or has it retried")
 
-    def _count(self, step: Step | None) -> None:
+    def _count(self, job: Job, step: Step | None) -> None:
         counters = self._counters
+        if job.dead_letter_id:
+            counters.resolved += isinstance(step, Complete)
+            counters.reopened += isinstance(step, Bury)
         match step:
             case None:
                 counters.stale_writes += 1

@@ -16,6 +16,7 @@ from relay_service.fault_points import FaultPoint
 from relay_service.jobs.carrier import HINTS
 from relay_service.jobs.counters import JobCounters
 from relay_service.jobs.fullness import Fullness
+from relay_service.jobs.sending import Message, Sender
 from relay_service.methods import MethodCatalog
 from relay_service.stores.interface import (
     JobStore,
@@ -82,6 +83,7 @@ class Submitter:
         counters: JobCounters,
         new_id: Callable[[], str],
         fault_point: FaultPoint,
+        sender: Sender,
     ) -> None:
         self._store = store
         self._in_force = in_force
@@ -91,12 +93,24 @@ class Submitter:
         self._counters = counters
         self._new_id = new_id
         self._fault_point = fault_point
+        self._sender = sender
 
     async def submit(self, order: Order) -> Accepted:
         """Accept a job. When this returns it is committed, as durably as the store's word is.
 
         Submissions that come together share commits in the store. Raises `SubmissionRefusedError`.
         """
+        work = order.work
+        sending = self._sender.begin(Message(work.method, len(work.request), within=work.traceparent))
+        try:
+            accepted = await self._accept(replace(order, work=replace(work, traceparent=sending.traceparent)))
+        except SubmissionRefusedError as error:
+            sending.refused(error.reason.name)
+            raise
+        sending.sent(accepted.job.id, existed=not accepted.is_new)
+        return accepted
+
+    async def _accept(self, order: Order) -> Accepted:
         self.check(order.work)
         self._check_times(order)
         if (full := self._fullness.refusal()) is not None:

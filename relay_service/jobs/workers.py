@@ -50,8 +50,8 @@ class Carrier(Protocol):
     def carry(self, job: Job) -> Awaitable[Run]:
         """One call for one job."""
 
-    def call(self, method: str, metadata: Headers, request: bytes, first: Work) -> Awaitable[Run]:
-        """One call for several, of which ``first`` is one."""
+    def call(self, method: str, metadata: Headers, request: bytes, jobs: Sequence[Job]) -> Awaitable[Run]:
+        """One call for several of one tenant and method."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,16 +280,24 @@ class Workers:
             run.task.cancel()
 
     async def _run_alone(self, job: Job) -> None:
-        if not self._leases.holds(job):
+        if not self._still_ours(job):
             return
         run = await self._carrier.carry(job)
         await self.settler.after(job, run, repeatable=self._carrier.is_repeatable(job.work))
+
+    def _still_ours(self, job: Job) -> bool:
+        """Whether its lease outlived the way here. One that did not is let go of, or the heartbeat would keep
+        it, in a store that was only slow, for a run that never comes."""
+        holds = self._leases.holds(job)
+        if not holds:
+            self._leases.let_go(job)
+        return holds
 
     async def _run_gathering(self, which: tuple[str, str, int], gathering: Gathering) -> None:
         await gathering.closed()
         if self._gatherings.get(which) is gathering:
             del self._gatherings[which]
-        jobs = [job for job in gathering.run.jobs if self._leases.holds(job)]
+        jobs = [job for job in gathering.run.jobs if self._still_ours(job)]
         if self._draining:
             await asyncio.gather(*(self.settler.write(job, HandBack(0.0), None) for job in jobs))
         elif jobs:
@@ -303,7 +311,7 @@ class Workers:
         self.counters.batches += 1
         self.counters.batched += len(jobs)
         request = join([_item(job) for job in jobs], batch.items)
-        run = await self._carrier.call(batch.method, BATCH_METADATA, request, jobs[0].work)
+        run = await self._carrier.call(batch.method, BATCH_METADATA, request, jobs)
         if run.verdict.evidence is Evidence.DEFINITE and run.verdict.code is not Code.OK:
             self.counters.batches_split += 1
             middle = len(jobs) // 2

@@ -3,6 +3,7 @@
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from enum import Enum, auto
 from functools import partial
 from typing import TypeAlias, TypeVar
 
@@ -30,6 +31,25 @@ T = TypeVar("T")
 
 PAGE_LIMIT = 1000
 """The most rows a page holds, whatever is asked for, so that memory stays bounded."""
+
+
+class Kind(Enum):
+    """Writes of which many come at a time and each touches little: an engine may commit them together."""
+
+    CLAIMS = auto()
+    """One key each."""
+    FINISHES = auto()
+    """One key each."""
+    ENDS = auto()
+    """The end of one run of one job, with its key."""
+    SUBMISSIONS = auto()
+    """One new job each, with its key."""
+
+
+Touches: TypeAlias = tuple[tuple[str | bytes, ...], ...]
+"""What a write may lock, by names. Two that touch the same are not committed together; those that are
+are in the order of these names, in every relay."""
+
 _Chunk: TypeAlias = Callable[[float, JobFilter, int], Transaction[tuple[int, int]]]
 _ENDED = (JobState.COMPLETED, JobState.CANCELLED, JobState.DEAD)
 
@@ -69,6 +89,10 @@ class TransactionalStore(ABC):
         """Run and commit a transaction."""
 
     @abstractmethod
+    async def _join(self, kind: Kind, touches: Touches, operation: Operation[T]) -> T:
+        """Run and commit a transaction that may be committed together with others of its kind."""
+
+    @abstractmethod
     async def _read(self, operation: Operation[T]) -> T:
         """Run a transaction that changes nothing."""
 
@@ -80,7 +104,7 @@ class TransactionalStore(ABC):
 
     async def claim(self, claim: Claim) -> Claimed:
         """See `IdempotencyStore`."""
-        return await self._write(partial(keys.claim, wanted=claim))
+        return await self._join(Kind.CLAIMS, (_name(claim.scope),), partial(keys.claim, wanted=claim))
 
     async def renew(self, owner: str, claims: Collection[tuple[Scope, int]], lease_s: float) -> None:
         """See `IdempotencyStore`."""
@@ -95,8 +119,10 @@ class TransactionalStore(ABC):
         then: Afterwards = Afterwards.TOMBSTONE,
     ) -> bool:
         """See `IdempotencyStore`."""
-        return await self._write(
-            partial(keys.finish, scope=scope, fence=fence, answer=answer, keep_s=keep_s, then=then)
+        return await self._join(
+            Kind.FINISHES,
+            (_name(scope),),
+            partial(keys.finish, scope=scope, fence=fence, answer=answer, keep_s=keep_s, then=then),
         )
 
     async def leave_ambiguous(self, scope: Scope, fence: int) -> bool:
@@ -139,7 +165,10 @@ class TransactionalStore(ABC):
 
     async def submit(self, submissions: Sequence[Submission]) -> Sequence[tuple[Job, bool]]:
         """See `JobStore`."""
-        return await self._write(partial(jobs.submit, submissions=submissions))
+        operation = partial(jobs.submit, submissions=submissions)
+        if len(submissions) != 1:
+            return await self._write(operation)
+        return await self._join(Kind.SUBMISSIONS, _touched(submissions[0]), operation)
 
     async def job(self, job_id: str) -> Job | None:
         """See `JobStore`."""
@@ -167,19 +196,25 @@ class TransactionalStore(ABC):
 
     async def complete(self, job_id: str, fence: int, tried: Try, answer: bytes, keep_s: float) -> bool:
         """See `JobStore`."""
-        return await self._write(
-            partial(jobs.complete, job_id=job_id, fence=fence, tried=tried, answer=answer, keep_s=keep_s)
+        return await self._join(
+            Kind.ENDS,
+            ((job_id,),),
+            partial(jobs.complete, job_id=job_id, fence=fence, tried=tried, answer=answer, keep_s=keep_s),
         )
 
     async def retry(self, job_id: str, fence: int, tried: Try, delay_s: float) -> bool:
         """See `JobStore`."""
-        return await self._write(
-            partial(jobs.retry, job_id=job_id, fence=fence, tried=tried, delay_s=delay_s)
+        return await self._join(
+            Kind.ENDS,
+            ((job_id,),),
+            partial(jobs.retry, job_id=job_id, fence=fence, tried=tried, delay_s=delay_s),
         )
 
     async def hand_back(self, job_id: str, fence: int, delay_s: float) -> bool:
         """See `JobStore`."""
-        return await self._write(partial(jobs.hand_back, job_id=job_id, fence=fence, delay_s=delay_s))
+        return await self._join(
+            Kind.ENDS, ((job_id,),), partial(jobs.hand_back, job_id=job_id, fence=fence, delay_s=delay_s)
+        )
 
     async def bury(self, job_id: str, fence: int, tried: Try | None, letter: Burial) -> bool:
         """See `JobStore`."""
@@ -291,6 +326,18 @@ class TransactionalStore(ABC):
 
 def _chunk_of(some: _Chunk, which: JobFilter, after: int) -> Operation[tuple[int, int]]:
     return lambda now: some(now, which, after)
+
+
+def _name(scope: Scope) -> tuple[str | bytes, ...]:
+    return scope.tenant, scope.method, scope.key
+
+
+def _touched(submission: Submission) -> Touches:
+    """The order first: it is locked first."""
+    work = submission.work
+    order = ((work.tenant, work.order_key),) if work.order_key else ()
+    key = (_name(Scope(work.tenant, work.method, work.key)),) if work.key else ()
+    return (*order, *key, (submission.id,))
 
 
 def _page(limit: int) -> int:

@@ -13,8 +13,8 @@ Promises (the conformance suite in tests/stores holds every engine to them):
 All methods are called on the event loop; none blocks it.
 """
 
-from collections.abc import AsyncIterator, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from relay_service.core.idempotency import Afterwards, Decision, Record, Scope
@@ -142,12 +142,32 @@ class JobFilter:
     order_key: str | None = None
 
 
+UNSETTLED = frozenset({LetterState.OPEN, LetterState.HELD, LetterState.REPLAYING})
+"""Letters that somebody still has to decide about."""
+
+NEXT_JOBS = 100
+"""How many of the ready jobs next in line are looked at for the oldest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """Unsettled dead letters of one cause."""
+
+    count: int
+    oldest_s: float
+    """How long ago the first of them died."""
+
+
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How many jobs and letters are in each state; kept, not counted."""
+    """How many jobs and letters are in each state (kept, not counted), and how old they are."""
 
     jobs: dict[JobState, int]
     letters: dict[LetterState, int]
+    oldest_ready_s: float = 0.0
+    """How long a job has been ready, the longest of the `NEXT_JOBS` next in line; 0 when none is."""
+    unsettled: Mapping[Cause, Backlog] = field(default_factory=dict)
+    """Causes that have unsettled letters."""
 
 
 BURIAL_LEASE_S = 30.0

@@ -49,24 +49,25 @@ def look_up(_now: float, scope: Scope) -> Transaction[Record | None]:
 
 
 def claim(now: float, wanted: Claim) -> Transaction[Claimed]:
-    """Decide, and take the key when it is to be executed."""
+    """Decide, and take the key when it is to be executed. Most keys are new, so that is tried first."""
     for _round in range(CLAIM_ROUNDS):
-        row = yield from _find(wanted.scope, FOR_UPDATE)
-        record = record_of(row) if row else None
-        decision = decide(record, wanted.fingerprint, now, repeatable=wanted.repeatable)
-        if record is not None and decision is not Decision.EXECUTE:
-            return Claimed(decision, record)
-        fence = (yield NextFence())[0][0]
-        taken = yield from (
-            _take_new(now, wanted, fence) if record is None else _take_over(now, wanted, fence, record)
-        )
+        taken = yield from _take_new(now, wanted)
         if taken is not None:
             return taken
+        row = yield from _find(wanted.scope, FOR_UPDATE)
+        if row is None:  # it was released in between
+            continue
+        record = record_of(row)
+        decision = decide(record, wanted.fingerprint, now, repeatable=wanted.repeatable)
+        if decision is not Decision.EXECUTE:
+            return Claimed(decision, record)
+        return (yield from _take_over(now, wanted, record))
     raise StoreUnavailableError(_CONTENDED)
 
 
-def _take_new(now: float, wanted: Claim, fence: int) -> Transaction[Claimed | None]:
-    """None when somebody else was first."""
+def _take_new(now: float, wanted: Claim) -> Transaction[Claimed | None]:
+    """None when the key is known."""
+    fence = (yield NextFence())[0][0]
     rows = yield Run(
         _INSERT,
         (
@@ -86,8 +87,9 @@ def _take_new(now: float, wanted: Claim, fence: int) -> Transaction[Claimed | No
     return Claimed(Decision.EXECUTE, record_of(rows[0])) if rows else None
 
 
-def _take_over(now: float, wanted: Claim, fence: int, old: Record) -> Transaction[Claimed | None]:
+def _take_over(now: float, wanted: Claim, old: Record) -> Transaction[Claimed]:
     """The row is locked already. A forgotten answer starts afresh; anything else was of unknown outcome."""
+    fence = (yield NextFence())[0][0]
     afresh = old.state is RecordState.DONE
     rows = yield Run(
         "UPDATE keys SET fingerprint = $4, state = 'in_progress', fence = $5, owner = $6, first_seen = $7,"
@@ -106,7 +108,7 @@ def _take_over(now: float, wanted: Claim, fence: int, old: Record) -> Transactio
             0 if afresh else 1,
         ),
     )
-    return Claimed(Decision.EXECUTE, record_of(rows[0]), was_ambiguous(rows[0])) if rows else None
+    return Claimed(Decision.EXECUTE, record_of(rows[0]), was_ambiguous(rows[0]))
 
 
 def renew(now: float, owner: str, claims: Collection[tuple[Scope, int]], lease_s: float) -> Transaction[None]:

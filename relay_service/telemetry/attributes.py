@@ -1,7 +1,8 @@
 """The attribute keys on the relay's spans, each named once.
 
 Those without the ``relay.`` prefix are OpenTelemetry's RPC conventions
-(https://opentelemetry.io/docs/specs/semconv/rpc/grpc/), a release candidate whose names still move.
+(https://opentelemetry.io/docs/specs/semconv/rpc/grpc/), a release candidate whose names still move, and its
+messaging conventions (https://opentelemetry.io/docs/specs/semconv/messaging/), which are in development.
 """
 
 from typing import Final
@@ -15,6 +16,25 @@ SERVER_ADDRESS: Final = "server.address"
 SERVER_PORT: Final = "server.port"
 CLIENT_ADDRESS: Final = "client.address"
 CLIENT_PORT: Final = "client.port"
+
+MESSAGING_SYSTEM: Final = "messaging.system"
+OPERATION_NAME: Final = "messaging.operation.name"
+OPERATION_TYPE: Final = "messaging.operation.type"
+DESTINATION: Final = "messaging.destination.name"
+MESSAGE_ID: Final = "messaging.message.id"
+"""A job's id."""
+MESSAGE_BODY_SIZE: Final = "messaging.message.body.size"
+BATCH_MESSAGE_COUNT: Final = "messaging.batch.message_count"
+"""How many jobs went in one call."""
+
+JOB_RUN: Final = "relay.job.run"
+"""The number of a job's run, from 1."""
+JOB_EXISTED: Final = "relay.job.existed"
+"""True where the key's job was there already."""
+DEAD_LETTER_ID: Final = "relay.dead_letter_id"
+"""The letter that a job replays."""
+ORIGINAL_TRACE_ID: Final = "relay.original_trace_id"
+"""Of a replay: the trace of the first submission, which the span is linked to."""
 
 UPSTREAM: Final = "relay.upstream"
 """The name of the upstream an attempt went to."""

@@ -15,6 +15,7 @@ from structlog.typing import FilteringBoundLogger, Processor
 from relay_service.core.verdict import Fate, Origin, Verdict
 from relay_service.ports import CallHead, Headers
 from relay_service.telemetry.throttle import TokenBucket
+from relay_service.telemetry.trace_context import TraceHead
 from relay_service.telemetry.tracing import SERVER_ERRORS, as_text
 
 LOGGER_NAME: Final = "relay"
@@ -72,12 +73,12 @@ class CallLog:
         """Lines left out so far."""
         return self._bucket.refused
 
-    def failed(self, head: CallHead, trace_id: str, verdict: Verdict, now: float) -> None:
+    def failed(self, head: CallHead, trace: TraceHead, verdict: Verdict, now: float) -> None:
         """Log a call with fate REFUSED or ERROR; a WARNING unless an upstream blames the caller."""
         if not self._bucket.take(now):
             return
         fields: dict[str, object] = {
-            "trace_id": trace_id,
+            "trace_id": trace.trace_id,
             "method": as_text(head.method),
             "peer": as_text(head.peer),
             "code": verdict.code.name,

@@ -16,12 +16,14 @@ from structlog.typing import FilteringBoundLogger
 
 from relay_service.core.evidence import Evidence
 from relay_service.core.verdict import Fate, Verdict
+from relay_service.jobs.sending import Sender, Untraced
 from relay_service.ports import AttemptEnd, CallHead, Headers
 from relay_service.telemetry import attributes as key
 from relay_service.telemetry.export import SpanCounts, build_pipeline, build_resource
 from relay_service.telemetry.exposition import RelayCollector, TelemetryStats, render
 from relay_service.telemetry.logs import LOGGER_NAME, CallLog
 from relay_service.telemetry.metrics import CallMetrics, Snapshot
+from relay_service.telemetry.sending import JobSender
 from relay_service.telemetry.settings import TelemetrySettings
 from relay_service.telemetry.throttle import TokenBucket
 from relay_service.telemetry.trace_context import (
@@ -30,7 +32,7 @@ from relay_service.telemetry.trace_context import (
     ParentBasedSampler,
     PassThroughSampler,
     TraceHead,
-    follow_cause,
+    follow_causes,
 )
 from relay_service.telemetry.tracing import CallSpans, SpanTarget, address_attributes
 
@@ -124,7 +126,7 @@ class CallTelemetry:
         if self._spans is not None:
             self._spans.finished(verdict, now)
         if verdict.fate in _FAILED:
-            sinks.log.failed(head, self._trace.trace_id, verdict, now)
+            sinks.log.failed(head, self._trace, verdict, now)
             if self._spans is None and sinks.afterwards is not None and sinks.afterwards.take(now):
                 CallSpans(sinks.spans, self._trace, head, self._offset_ns).recorded_afterwards(verdict, now)
 
@@ -179,9 +181,21 @@ class Telemetry:
     def call_started(self, head: CallHead, now: float) -> CallTelemetry:  # noqa: ARG002 (the head has its time)
         """See `Observer.call_started`."""
         trace = self._sampler.begin(head.metadata)
-        if head.caused_by:
-            follow_cause(trace, head.caused_by)
+        if head.runs:
+            follow_causes(trace, (run.traceparent for run in head.runs))
         return CallTelemetry(self._sinks, head, trace, self._wall_offset_ns())
+
+    def call_refused(self, head: CallHead, verdict: Verdict, now: float) -> None:
+        """See `Observer.call_refused`."""
+        self.call_started(head, now).finished(verdict, now)
+
+    def job_sender(self) -> Sender:
+        """What records jobs that are sent on their way."""
+        if not self._pipeline.is_recording:
+            return Untraced()
+        return JobSender(
+            self._sinks.spans, self._sampler, now=time.monotonic, wall_offset_ns=self._wall_offset_ns
+        )
 
     def snapshot(self, method_prefix: str = "") -> Snapshot:
         """All counters of calls now."""

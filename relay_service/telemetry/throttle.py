@@ -19,8 +19,9 @@ class TokenBucket:
 
     def take(self, now: float) -> bool:
         """Take one token if there is one; ``now`` is in monotonic seconds."""
-        elapsed_s = max(0.0, now - self._filled_at)
-        self._tokens = min(self._burst, self._tokens + elapsed_s * self._rate_per_s)
+        elapsed_s = now - self._filled_at
+        if elapsed_s > 0.0:
+            self._tokens = min(self._burst, self._tokens + elapsed_s * self._rate_per_s)
         self._filled_at = now
         if self._tokens < 1.0:
             self.refused += 1

@@ -6,6 +6,7 @@ OpenTelemetry object, because most calls are not sampled and then this is all th
 
 import random
 import re
+from collections.abc import Iterable
 from typing import Final, NamedTuple, Protocol
 
 from relay_service.ports import Headers
@@ -43,6 +44,11 @@ class RemoteParent(NamedTuple):
     """16 hex digits, as they came: most calls never need the number."""
     flags: int
 
+    @property
+    def trace_number(self) -> int:
+        """The trace id."""
+        return int(self.trace_id, 16)
+
 
 def parse_traceparent(value: bytes) -> RemoteParent | None:
     """Read a ``traceparent``; None when it is malformed and has to be ignored.
@@ -64,23 +70,28 @@ def parse_traceparent(value: bytes) -> RemoteParent | None:
 class TraceHead:
     """A call's place in its trace. ``span_id`` is that of the relay's SERVER span, recorded or not."""
 
-    __slots__ = ("carried", "flags", "parent", "span_id", "trace_id")
+    __slots__ = ("carried", "flags", "number", "parent", "span_id")
 
     def __init__(
-        self, trace_id: str, span_id: int, flags: int, parent: RemoteParent | None, carried: Headers
+        self, number: int, span_id: int, flags: int, parent: RemoteParent | None, carried: Headers
     ) -> None:
-        self.trace_id = trace_id
-        """32 hex digits."""
+        self.number = number
+        """The trace id: nobody but logs and spans needs its digits."""
         self.span_id = span_id
         self.flags = flags
         self.parent = parent
         self.carried = carried
         """The caller's ``tracestate`` and ``baggage`` fields, to be sent on as they came."""
 
+    @property
+    def trace_id(self) -> str:
+        """32 hex digits."""
+        return f"{self.number:032x}"
+
     def outgoing(self, span_id: int) -> Headers:
         """The trace context to send with an attempt whose parent is the span ``span_id``."""
-        traceparent = b"00-%b-%016x-%02x" % (self.trace_id.encode("ascii"), span_id, self.flags)
-        return ((TRACEPARENT, traceparent), *self.carried)
+        traceparent = (TRACEPARENT, b"00-%032x-%016x-%02x" % (self.number, span_id, self.flags))
+        return (traceparent, *self.carried) if self.carried else (traceparent,)
 
     def well_formed_tracestate(self) -> list[str]:
         """The caller's ``tracestate`` fields, for spans; none of them when one is malformed or too long."""
@@ -91,11 +102,12 @@ class TraceHead:
         return [state.decode("ascii") for state in states]
 
 
-def follow_cause(trace: TraceHead, traceparent: bytes) -> None:
+def follow_causes(trace: TraceHead, traceparents: Iterable[bytes]) -> None:
     """Record a trace that a recorded one caused, whatever its own draw: else the link leads nowhere."""
-    cause = parse_traceparent(traceparent)
-    if cause is not None:
-        trace.flags |= cause.flags & SAMPLED
+    for traceparent in traceparents:
+        cause = parse_traceparent(traceparent)
+        if cause is not None:
+            trace.flags |= cause.flags & SAMPLED
 
 
 class HeadSampler(Protocol):
@@ -123,10 +135,10 @@ class ParentBasedSampler:
         parent, carried = _read(metadata)
         span_id = self._bits(64) or 1  # 0 is not a valid id
         if parent is not None:
-            return TraceHead(parent.trace_id, span_id, parent.flags, parent, carried)
+            return TraceHead(parent.trace_number, span_id, parent.flags, parent, carried)
         trace_number = self._bits(128) or 1
         flags = SAMPLED if trace_number & _LOW_64_BITS < self._bound else 0
-        return TraceHead(f"{trace_number:032x}", span_id, flags, None, carried)
+        return TraceHead(trace_number, span_id, flags, None, carried)
 
 
 class PassThroughSampler:
@@ -144,8 +156,8 @@ class PassThroughSampler:
         """See `HeadSampler.begin`; a trace that begins here is never sampled."""
         parent, carried = _read(metadata)
         if parent is not None:
-            return TraceHead(parent.trace_id, int(parent.span_id, 16), parent.flags, parent, carried)
-        return TraceHead(f"{self._bits(128) or 1:032x}", self._bits(64) or 1, 0, None, carried)
+            return TraceHead(parent.trace_number, int(parent.span_id, 16), parent.flags, parent, carried)
+        return TraceHead(self._bits(128) or 1, self._bits(64) or 1, 0, None, carried)
 
 
 def _read(metadata: Headers) -> tuple[RemoteParent | None, Headers]:

@@ -18,7 +18,8 @@ from relay_service.core.status import Code
 from relay_service.core.verdict import Verdict
 from relay_service.ports import AttemptEnd, CallHead
 from relay_service.telemetry import attributes as key
-from relay_service.telemetry.trace_context import SAMPLED, TraceHead, parse_traceparent
+from relay_service.telemetry.messaging import links_of, process_attributes
+from relay_service.telemetry.trace_context import SAMPLED, TraceHead
 
 TEXT_CHARS_MAX = 256
 """Longest name or message on a span: names and messages come from strangers."""
@@ -209,26 +210,27 @@ class CallSpans:
 
     def _end_server(self, verdict: Verdict, extra: Attributes, now: float) -> None:
         caller = self._trace.parent
-        cause = _cause(self._head.caused_by)
+        runs = self._head.runs
         self._emit(
-            f"process {self._method}" if cause is not None else self._method,
+            f"process {self._method}" if runs else self._method,
             self._server,
             None
             if caller is None
             else SpanContext(self._server.trace_id, int(caller.span_id, 16), is_remote=True),
-            SpanKind.CONSUMER if cause is not None else SpanKind.SERVER,
+            SpanKind.CONSUMER if runs else SpanKind.SERVER,
             attributes={
                 key.RPC_SYSTEM: "grpc",
                 key.RPC_METHOD: self._method,
                 **_verdict_attributes(verdict),
                 **address_attributes(self._head.peer, key.CLIENT_ADDRESS, key.CLIENT_PORT),
                 **self._target.listen,
+                **(process_attributes(runs, self._method) if runs else {}),
                 **extra,
             },
             started_at=self._head.received_at,
             ended_at=now,
             status=_status_of(verdict),
-            cause=cause,
+            links=links_of(runs),
         )
 
     def _child(self) -> SpanContext:
@@ -252,7 +254,7 @@ class CallSpans:
         started_at: float,
         ended_at: float,
         status: Status = _UNSET,
-        cause: SpanContext | None = None,
+        links: tuple[Link, ...] = (),
     ) -> None:
         self._target.offer(
             ReadableSpan(
@@ -263,7 +265,7 @@ class CallSpans:
                 attributes=attributes,
                 kind=kind,
                 status=status,
-                links=() if cause is None else (Link(cause),),
+                links=links,
                 start_time=self._wall_offset_ns + int(started_at * 1e9),
                 end_time=self._wall_offset_ns + int(ended_at * 1e9),
                 instrumentation_scope=self._target.scope,
@@ -279,21 +281,12 @@ def _server_context(trace: TraceHead) -> SpanContext:
     """
     states = trace.well_formed_tracestate()
     return SpanContext(
-        int(trace.trace_id, 16),
+        trace.number,
         trace.span_id,
         is_remote=False,
         trace_flags=TraceFlags(trace.flags | SAMPLED),
         trace_state=TraceState.from_header(states) if states else None,
     )
-
-
-def _cause(traceparent: bytes) -> SpanContext | None:
-    """What a job's call was submitted in. It is a trace of its own: it may come days later, and again."""
-    cause = parse_traceparent(traceparent) if traceparent else None
-    if cause is None:
-        return None
-    flags = TraceFlags(cause.flags)
-    return SpanContext(int(cause.trace_id, 16), int(cause.span_id, 16), is_remote=True, trace_flags=flags)
 
 
 def _status_of(verdict: Verdict) -> Status:

@@ -17,6 +17,7 @@ from relay_service.wire.client_stream import ClientStream
 from relay_service.wire.connection import Connection, ConnectionSettings
 from relay_service.wire.guarded import guarded
 from relay_service.wire.liveness import Liveness, LivenessSettings, Step
+from relay_service.wire.pool import PoolCounters
 
 STREAMS_UNLIMITED = 2**31 - 1
 
@@ -37,6 +38,8 @@ class ClientState(Enum):
 class ClientConnectionOwner(Protocol):
     """Who keeps connections to an upstream (`relay_service.upstream.Upstream`)."""
 
+    counters: PoolCounters
+
     def on_state(self, connection: "ClientConnection") -> None:
         """`ClientConnection.state` changed, and with it what may be opened on the connection."""
 
@@ -52,6 +55,7 @@ class ClientConnection(Connection):
         "_liveness",
         "_lost_reason",
         "_owner",
+        "_pinged_at",
         "_submitted_id",
         "_template",
         "_uploaded_at",
@@ -98,6 +102,7 @@ class ClientConnection(Connection):
         self._uploaded_at = -math.inf
         """When a stream last was in the middle of a large upload."""
         self._watch: TimerHandle | None = None
+        self._pinged_at = 0.0
         self._asked_at = 0.0
         """When a stream was opened on the idle connection. While it is later than `heard_at`, an answer is
         owed, even when the stream was given up since: else short attempts would hide a dead connection."""
@@ -205,11 +210,14 @@ class ClientConnection(Connection):
                 with suppress(h2.EngineError):  # about to close
                     self.engine.ping()
                 self.flush()
+                self._owner.counters.pings += 1
+                self._pinged_at = now
             case Step.REST:
                 if self.state is ClientState.READY:
                     self._become(ClientState.RESTING)
             case Step.DEAD:
                 quiet_s = now - self.heard_at
+                self._owner.counters.zombies += 1
                 self.abort(f"silent for {quiet_s:.2f} s and a ping was not answered")
                 return
         self._watch = self.timers.call_at(again_at, self._on_watch, None)
@@ -302,7 +310,10 @@ class ClientConnection(Connection):
             return
         if kind is h2.SettingsReceived:
             self._on_settings(event.settings)
+        elif kind is h2.PingAcknowledged:
+            self._owner.counters.ping_answered(self.clock() - self._pinged_at)
         elif kind is h2.GoAwayReceived:
+            self._owner.counters.goaways += 1
             self._on_goaway(event.error_code, event.debug_data)
         elif kind is h2.ConnectionClosed and not self._lost_reason:
             self._lost_reason = "the peer ended the connection"

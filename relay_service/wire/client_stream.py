@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from relay_service.wire.client import ClientConnection
 
 
+# Reading an enumeration's member off its class costs as much as five method calls (Python 3.11).
+_WAITING, _OVER = AttemptPhase.WAITING, AttemptPhase.OVER
+_BIND, _RESPOND, _ANSWER = AttemptStep.BIND, AttemptStep.RESPOND, AttemptStep.ANSWER
+_NOT_SENT, _UNANSWERED = Delivery.NOT_SENT, Delivery.UNANSWERED
+
+
 class WaitingRoom(Protocol):
     """Who keeps attempts that have no connection yet (`relay_service.upstream.Upstream`)."""
 
@@ -78,10 +84,10 @@ class ClientStream:
         self.sink = sink
         self.connection: ClientConnection | None = None
         self.id = 0
-        self.phase = AttemptPhase.WAITING
+        self.phase = _WAITING
         self.outstanding_bytes = 0
         self._credit_bytes = 0
-        self._delivery = Delivery.NOT_SENT
+        self._delivery = _NOT_SENT
         """What is known once it is over."""
         self.sent_bytes = 0
         """Request bytes given to `send_data` since ``marked_at``: both tell an upload from a trickle."""
@@ -94,10 +100,13 @@ class ClientStream:
 
     def send_data(self, data: bytes, *, end: bool) -> None:
         """Queue framed request bytes; ``end`` half-closes."""
-        if self.over or self._request_ended:
+        if self.phase is _OVER or self._request_ended:
             return
         self._request_ended = end
-        self.sent_bytes += len(data)
+        size = len(data)
+        # What is sent in one piece cannot be above the high-water mark, unless the piece is.
+        whole = end and not self.sent_bytes
+        self.sent_bytes += size
         connection = self.connection
         if connection is None:
             if data:
@@ -110,7 +119,8 @@ class ClientStream:
             connection.engine.send_data(self.id, data, end_stream=end)
         except h2.EngineError:  # reset or lost; the event that says so is on its way
             return
-        connection.note_queued(self)
+        if not whole or size > connection.settings.stream_high_water_bytes:
+            connection.note_queued(self)
         if not connection.flush_due:
             connection.schedule_flush()
 
@@ -130,12 +140,13 @@ class ClientStream:
 
     def consumed(self, size_bytes: int) -> None:
         """Say that so many response bytes left the relay, so that the upstream may send as many more."""
-        credit = min(self._credit_bytes + size_bytes, self.outstanding_bytes)
-        if credit >= CREDIT_BATCH_BYTES and self.connection is not None:
+        self._credit_bytes += size_bytes
+        if self._credit_bytes >= CREDIT_BATCH_BYTES and self.connection is not None:
+            credit = min(self._credit_bytes, self.outstanding_bytes)
             self.outstanding_bytes -= credit
-            self.connection.acknowledge(self.id, credit)
-            credit = 0
-        self._credit_bytes = credit
+            self._credit_bytes = 0
+            if credit:
+                self.connection.acknowledge(self.id, credit)
 
     @property
     def buffered_bytes(self) -> int:
@@ -152,13 +163,13 @@ class ClientStream:
     @property
     def over(self) -> bool:
         """Ended or cancelled; nothing more is said to the sink."""
-        return self.phase is AttemptPhase.OVER
+        return self.phase is _OVER
 
     # -- driven by the connection ------------------------------------------------------------------------
 
     def bind(self, connection: "ClientConnection", stream_id: int, now: float) -> None:
         """The headers are with the engine; what was sent meanwhile follows them."""
-        self._take(AttemptStep.BIND)
+        self._take(_BIND)
         self.connection = connection
         self.id = stream_id
         self.marked_at = now
@@ -176,7 +187,7 @@ class ClientStream:
 
     def on_response(self, headers: Headers, end: bool) -> None:
         """The response's (first) header block; ``end`` makes it Trailers-Only."""
-        if self.over:
+        if self.phase is _OVER:
             return
         if end:
             self._finish(heads.parse_end(headers))
@@ -188,14 +199,14 @@ class ClientStream:
                 connection.reset_stream(self, h2.ErrorCode.CANCEL)
             self._end(AttemptStep.MALFORM, parsed.code, parsed.message)
             return
-        self._take(AttemptStep.RESPOND)
+        self._take(_RESPOND)
         self.sink.on_response_headers(self, parsed)
 
     def on_data(self, data: bytes, end: bool) -> None:
         """Response bytes; ``end`` means that no trailers will follow."""
         size = len(data)
         self.outstanding_bytes += size
-        if self.over:
+        if self.phase is _OVER:
             self._drop_outstanding()
             return
         if size:
@@ -205,7 +216,7 @@ class ClientStream:
 
     def on_trailers(self, headers: Headers) -> None:
         """The end."""
-        if not self.over:
+        if self.phase is not _OVER:
             self._finish(heads.parse_end(headers))
 
     def on_reset(self, error_code: int) -> None:
@@ -258,12 +269,11 @@ class ClientStream:
         connection = self.connection
         if connection is not None and (not self._request_ended or self.buffered_bytes):
             connection.reset_stream(self, h2.ErrorCode.NO_ERROR)
-        self._end(
-            AttemptStep.MALFORM if end.delivery is Delivery.UNANSWERED else AttemptStep.ANSWER,
-            end.code,
-            end.message,
-            end.trailers,
-        )
+        if end.delivery is _UNANSWERED:
+            self._end(AttemptStep.MALFORM, end.code, end.message, end.trailers)
+        else:
+            self._take(_ANSWER)
+            self._tell(end)
 
     def _loss(self) -> AttemptStep:
         """What it means for the request that no answer will be waited for."""
@@ -279,11 +289,14 @@ class ClientStream:
 
     def _end(self, step: AttemptStep, code: Code, message: str, trailers: Headers = ()) -> None:
         self._take(step)
+        self._tell(AttemptEnd(self._delivery, code, message, trailers))
+
+    def _tell(self, end: AttemptEnd) -> None:
         # The sink holds this attempt: without this every call would be a cycle for the collector to find.
         sink, self.sink = self.sink, _NOBODY
-        if self.connection is not None:
+        if self.outstanding_bytes and self.connection is not None:
             self.connection.release(self)
-        sink.on_end(self, AttemptEnd(self._delivery, code, message, trailers))
+        sink.on_end(self, end)
 
     def _drop_outstanding(self) -> None:
         if self.connection is not None:

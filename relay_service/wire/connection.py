@@ -347,18 +347,19 @@ class Connection(asyncio.Protocol):
         earned = int(limit * (now - self._control_refilled_at))
         earned += (self.bytes_sent - self._control_refilled_bytes) // 128
         if earned <= 0:
-            self._flooded()
+            self._end_with(h2.ErrorCode.ENHANCE_YOUR_CALM, "too many control frames")
             return
         self._control_frames_left = min(limit, earned)
         self._control_refilled_at = now
         self._control_refilled_bytes = self.bytes_sent
 
-    def _flooded(self) -> None:
+    def _end_with(self, code: h2.ErrorCode, reason: str) -> None:
+        """Close the connection for what its peer did, with a GOAWAY that says so."""
         if self._closing:
             return
-        self._on_abort("too many control frames")
+        self._on_abort(reason)
         with suppress(h2.EngineError):
-            self.engine.terminate_connection(h2.ErrorCode.ENHANCE_YOUR_CALM)
+            self.engine.terminate_connection(code)
         self.close()
 
     def _count_while_blocked(self, events: int) -> None:

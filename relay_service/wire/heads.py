@@ -4,10 +4,12 @@ Source: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md. Pure fun
 ``-bin`` metadata are passed on as the base64 they came as.
 """
 
+from functools import lru_cache
+
 from relay_service.core.evidence import Delivery
-from relay_service.core.names import is_method_name
+from relay_service.core.names import MAX_METHOD_NAME_BYTES, is_method_name
 from relay_service.core.status import Code
-from relay_service.ports import AttemptEnd, Headers
+from relay_service.ports import AttemptEnd, Headers, RepeatedHeaders
 from relay_service.wire.codec import decode_message, decode_timeout, encode_message, encode_timeout
 from relay_service.wire.status import code_of_http_status, parse_code
 
@@ -57,6 +59,7 @@ _NOT_METADATA = _HOP_BY_HOP | {
 """Request fields that are not simply passed on."""
 
 _RESPONSE_DROP = _HOP_BY_HOP | {b":status", b"content-type", b"content-length"}
+_NOT_TRAILERS = _RESPONSE_DROP | {b"grpc-status", b"grpc-message"}
 
 
 class NotGrpcError(Exception):
@@ -83,15 +86,10 @@ def parse_request(headers: Headers) -> tuple[str, list[Field], float | None, boo
     A content-type with a codec of its own (``application/grpc+json``) stays in the metadata, because the
     upstream must hear of it. Raises NotGrpcError and MalformedCallError.
     """
-    special: dict[bytes, bytes] = {}
-    metadata: list[Field] = []
-    for field in headers:
-        if field[0] in _NOT_METADATA:
-            special[field[0]] = field[1]
-        else:
-            metadata.append(field)
+    special = dict(headers)
     if special.get(b":method") != b"POST":
         raise NotGrpcError(b"405")
+    metadata = [field for field in headers if field[0] not in _NOT_METADATA]
     content_type = special.get(b"content-type", b"")
     if content_type not in _PLAIN_CONTENT_TYPES:
         if not _is_grpc(content_type):
@@ -118,6 +116,12 @@ def _method(path: bytes) -> str:
 
 def method_of_path(path: bytes) -> str | None:
     """``package.Service/Method`` for ``/package.Service/Method``, None for a path that names no method."""
+    return _known_method(path) if len(path) <= MAX_METHOD_NAME_BYTES + 1 else None
+
+
+@lru_cache(maxsize=1024)
+def _known_method(path: bytes) -> str | None:
+    """Most calls are to a few methods: each is read once, and is the same string in all its calls."""
     name = path.decode("latin-1")
     return name[1:] if name.startswith("/") and is_method_name(name[1:]) else None
 
@@ -139,22 +143,18 @@ class RequestTemplate:
 
     def headers(self, method: str, metadata: Headers, timeout_s: float | None) -> list[Field]:
         """The header block of a request for ``method`` (``package.Service/Method``)."""
-        fields = [
-            _METHOD_POST,
-            self._scheme,
-            (b":path", b"/" + method.encode("ascii")),
-            self._authority,
-            _TE,
-        ]
+        fields = [_METHOD_POST, self._scheme, _path(method), self._authority, _TE]
         if timeout_s is not None:
             fields.append((b"grpc-timeout", encode_timeout(timeout_s)))
-        for field in metadata:
-            if field[0] == b"content-type":
-                break
-        else:
+        if b"content-type" not in dict(metadata):
             fields.append(_CONTENT_TYPE)
         fields += metadata
         return fields
+
+
+@lru_cache(maxsize=1024)
+def _path(method: str) -> Field:
+    return b":path", b"/" + method.encode("ascii")
 
 
 def response_headers(metadata: Headers) -> list[Field]:
@@ -173,7 +173,17 @@ def trailers(code: Code, message: str, rest: Headers) -> list[Field]:
 
 def trailers_only(code: Code, message: str, rest: Headers) -> list[Field]:
     """The one header block that is a whole reply."""
-    return [_STATUS_200, _CONTENT_TYPE, *trailers(code, message, rest)]
+    fields = [_STATUS_200, _CONTENT_TYPE, _GRPC_STATUS[code]]
+    if message:
+        fields.append((b"grpc-message", encode_message(message)))
+    fields += rest
+    return fields
+
+
+@lru_cache(maxsize=1024)
+def repeated_trailers_only(code: Code, message: str, rest: RepeatedHeaders) -> list[Field]:
+    """The same for what is answered again and again, made once; nobody may write to it."""
+    return trailers_only(code, message, rest)
 
 
 def http_error(http_status: bytes) -> list[Field]:
@@ -186,42 +196,28 @@ def http_error(http_status: bytes) -> list[Field]:
 
 def parse_response(headers: Headers) -> list[Field] | AttemptEnd:
     """The metadata of a response that goes on, or, when it is none of gRPC's, the end it amounts to."""
-    metadata: list[Field] = []
-    status = content_type = b""
-    for field in headers:
-        name = field[0]
-        if name not in _RESPONSE_DROP:
-            metadata.append(field)
-        elif name == b":status":
-            status = field[1]
-        elif name == b"content-type":
-            content_type = field[1]
-    if status == b"200" and _is_grpc(content_type):
-        return metadata
+    special = dict(headers)
+    status, content_type = special.get(b":status", b""), special.get(b"content-type", b"")
+    if status == b"200" and (content_type in _PLAIN_CONTENT_TYPES or _is_grpc(content_type)):
+        return [field for field in headers if field[0] not in _RESPONSE_DROP]
     return _not_grpc(status, content_type)
+
+
+_END_OK = AttemptEnd(Delivery.ANSWERED, Code.OK, "")
 
 
 def parse_end(headers: Headers) -> AttemptEnd:
     """What trailers, or the headers of a Trailers-Only reply, say. ANSWERED only with a ``grpc-status``."""
-    rest: list[Field] = []
-    http_status = grpc_status = grpc_message = None
-    content_type = b""
-    for field in headers:
-        name = field[0]
-        if name == b"grpc-status":
-            grpc_status = field[1]
-        elif name == b"grpc-message":
-            grpc_message = field[1]
-        elif name not in _RESPONSE_DROP:
-            rest.append(field)
-        elif name == b":status":
-            http_status = field[1]
-        elif name == b"content-type":
-            content_type = field[1]
+    if len(headers) == 1 and headers[0] == _GRPC_STATUS[0]:
+        return _END_OK  # which is how most calls end
+    special = dict(headers)
+    grpc_status = special.get(b"grpc-status")
     if grpc_status is not None:
-        return _status_end(grpc_status, grpc_message, rest)
+        rest = [field for field in headers if field[0] not in _NOT_TRAILERS]
+        return _status_end(grpc_status, special.get(b"grpc-message"), rest)
+    http_status = special.get(b":status")
     if http_status is not None:
-        return _not_grpc(http_status, content_type)
+        return _not_grpc(http_status, special.get(b"content-type", b""))
     return missing_status()
 
 

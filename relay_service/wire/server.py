@@ -13,6 +13,7 @@ from relay_service.ports import CallHandler, CallHead, Headers, TimerHandle, Tim
 from relay_service.wire import h2, heads
 from relay_service.wire.connection import Connection, ConnectionSettings
 from relay_service.wire.departures import Departures, DepartureSettings
+from relay_service.wire.frames import WINDOW_BYTES_MAX, CutOff, Found, FrameWatch, Offence, Widening
 from relay_service.wire.guarded import guarded
 from relay_service.wire.server_stream import ServerStream
 from relay_service.wire.sockets import address_text, identity_of
@@ -67,7 +68,9 @@ class ServerConnection(Connection):
         "_departures_timer",
         "_drain_timer",
         "_draining",
+        "_frames",
         "_handler",
+        "_held_back",
         "_identity",
         "_last_stream_id",
         "_owner",
@@ -101,6 +104,9 @@ class ServerConnection(Connection):
         """Streams whose reply is complete and had not left by the last flush."""
         self._departures_timer: TimerHandle | None = None
         self._departures_look_s = departures.linger_s / DEPARTURE_LOOKS_PER_LINGER
+        self._frames = FrameWatch()
+        self._held_back = b""
+        """The start of a frame of which more has to come before it may go to the engine."""
         self._last_stream_id = 0
         self._streams_max = settings.limits.streams_max
         self._identity = ""
@@ -120,6 +126,16 @@ class ServerConnection(Connection):
             self._transport = None
             self._closing = True
             cast("asyncio.Transport", transport).abort()
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the engine what it may see, and deal with the rest before it does."""
+        if self._held_back:
+            data, self._held_back = self._held_back + data, b""
+        found = self._frames.look(data, self.streams)
+        if found is None:
+            super().data_received(data)
+        else:
+            self._deal_with(found, memoryview(data))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """All calls on the connection lose their caller."""
@@ -179,6 +195,43 @@ class ServerConnection(Connection):
             self.close()
             return
         self.schedule_flush()
+
+    # -- frames that the engine is not to judge -------------------------------------------------------------
+
+    def _deal_with(self, found: Found | None, data: memoryview) -> None:
+        """Feed the engine what came before each frame found, then deal with that one."""
+        while found is not None:
+            if found.at:
+                super().data_received(bytes(data[: found.at]))
+            if not self.open:
+                return
+            match found:
+                case Offence():
+                    self._end_with(found.code, f"HTTP/2 {found.code.name} by the peer: {found.text}")
+                    return
+                case CutOff():
+                    self._held_back = bytes(data[found.at :])
+                    return
+                case Widening():
+                    if self._overflows(found):
+                        self.count_control_frame()
+                    else:
+                        super().data_received(bytes(data[found.at : found.end]))
+                    data = data[found.end :]
+            found = self._frames.look(data, self.streams)
+        if data and self.open:
+            super().data_received(bytes(data))
+
+    def _overflows(self, widening: Widening) -> bool:
+        """Whether the stream's window would overflow. Then the stream is reset, and no other pays for it."""
+        stream = self.streams.get(widening.stream_id)
+        if stream is None:
+            return False
+        window_bytes = self.engine.stream_remote_window_size(stream.id)
+        if window_bytes + widening.increment_bytes <= WINDOW_BYTES_MAX:
+            return False
+        self.reset_stream(stream, h2.ErrorCode.FLOW_CONTROL_ERROR)
+        return True
 
     # -- events ------------------------------------------------------------------------------------------
 

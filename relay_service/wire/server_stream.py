@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from relay_service.core.status import Code
-from relay_service.ports import CallHandler, CallHead, Headers, IncomingCall
+from relay_service.ports import CallHandler, CallHead, Headers, IncomingCall, RepeatedHeaders
 from relay_service.wire import h2, heads
 from relay_service.wire.connection import CREDIT_BATCH_BYTES
 from relay_service.wire.phases import REPLIES, ReplyPhase, ReplyStep
@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from relay_service.wire.server import ServerConnection
 
 
+# Reading an enumeration's member off its class costs as much as five method calls (Python 3.11).
+_OK = Code.OK
+_SILENT, _COMMITTED = ReplyPhase.SILENT, ReplyPhase.COMMITTED
+_HEADERS, _END, _CLOSED = ReplyStep.HEADERS, ReplyStep.END, ReplyStep.CLOSED
+
 SHORT_MESSAGE_CHARS = 256
 """Of the message of an end whose details are too large to send."""
 
@@ -19,7 +24,16 @@ SHORT_MESSAGE_CHARS = 256
 class ServerStream:
     """One call, and our end of it: implements `relay_service.ports.Reply`."""
 
-    __slots__ = ("_call", "_connection", "_credit_bytes", "_phase", "id", "outstanding_bytes", "request_open")
+    __slots__ = (
+        "_call",
+        "_connection",
+        "_credit_bytes",
+        "_phase",
+        "_sent_data",
+        "id",
+        "outstanding_bytes",
+        "request_open",
+    )
 
     def __init__(self, connection: "ServerConnection", stream_id: int, *, request_open: bool) -> None:
         self._connection = connection
@@ -27,14 +41,15 @@ class ServerStream:
         self.request_open = request_open
         self.outstanding_bytes = 0
         self._credit_bytes = 0
-        self._phase = ReplyPhase.SILENT
+        self._phase = _SILENT
+        self._sent_data = False
         self._call: IncomingCall | None = None
 
     # -- Reply -------------------------------------------------------------------------------------------
 
     def send_headers(self, headers: Headers) -> None:
         """Send response headers (``:status 200`` and ``content-type`` are added). This commits the call."""
-        if self._phase is not ReplyPhase.SILENT:
+        if self._phase is not _SILENT:
             return
         connection = self._connection
         if connection.departures.full:
@@ -46,40 +61,46 @@ class ServerStream:
             connection.engine.send_response(self.id, heads.response_headers(headers))
         except h2.EngineError:  # reset or lost; the event that says so is on its way
             return
-        self._take(ReplyStep.HEADERS)
+        self._take(_HEADERS)
         if not connection.flush_due:
             connection.schedule_flush()
 
     def send_data(self, data: bytes) -> None:
         """Queue framed bytes; they leave as the caller's flow-control window allows."""
-        if self._phase is not ReplyPhase.COMMITTED:
+        if self._phase is not _COMMITTED:
             return
         connection = self._connection
         try:
             connection.engine.send_data(self.id, data)
         except h2.EngineError:
             return
-        connection.note_queued(self)
+        # What is sent in one piece cannot be above the mark, unless the piece is.
+        if self._sent_data or len(data) > connection.settings.stream_high_water_bytes:
+            connection.note_queued(self)
+        self._sent_data = True
         if not connection.flush_due:
             connection.schedule_flush()
 
     def send_trailers(self, code: Code, message: str, trailers: Headers) -> None:
         """End the call. Without earlier headers this is one Trailers-Only block."""
         phase = self._phase
-        if phase is ReplyPhase.COMMITTED:
+        if phase is _COMMITTED:
             fields = heads.trailers(code, message, trailers)
-        elif phase is ReplyPhase.SILENT:
+        elif phase is _SILENT:
+            if isinstance(trailers, RepeatedHeaders):
+                self.reject(heads.repeated_trailers_only(code, message, trailers))
+                return
             fields = heads.trailers_only(code, message, trailers)
         else:
             self._call = None  # it has said its last word, whoever hears it
             return
         connection = self._connection
         # Those of an OK are as large as they came, which is less; not worth a look at every call.
-        if code is not Code.OK and h2.header_block_bytes(fields) > self._header_block_bytes_max:
+        if code is not _OK and h2.header_block_bytes(fields) > self._header_block_bytes_max:
             self.send_trailers(code, message[:SHORT_MESSAGE_CHARS], ())
             return
         try:
-            if phase is ReplyPhase.COMMITTED:
+            if phase is _COMMITTED:
                 connection.engine.send_trailers(self.id, fields)
             else:
                 connection.engine.send_response(self.id, fields, end_stream=True)
@@ -96,12 +117,13 @@ class ServerStream:
 
     def consumed(self, size_bytes: int) -> None:
         """Say that so many request bytes left the relay, so that the caller may send as many more."""
-        credit = min(self._credit_bytes + size_bytes, self.outstanding_bytes)
-        if credit >= CREDIT_BATCH_BYTES:
+        self._credit_bytes += size_bytes
+        if self._credit_bytes >= CREDIT_BATCH_BYTES:
+            credit = min(self._credit_bytes, self.outstanding_bytes)
             self.outstanding_bytes -= credit
-            self._connection.acknowledge(self.id, credit)
-            credit = 0
-        self._credit_bytes = credit
+            self._credit_bytes = 0
+            if credit:
+                self._connection.acknowledge(self.id, credit)
 
     @property
     def buffered_bytes(self) -> int:
@@ -115,13 +137,14 @@ class ServerStream:
         call = handler(head, self)
         if call is None:
             return
-        if self._phase in (ReplyPhase.SILENT, ReplyPhase.COMMITTED):
+        phase = self._phase
+        if phase is _SILENT or phase is _COMMITTED:
             self._call = call
         if not self.request_open:
             call.on_request_data(b"", end=True)
 
     def reject(self, fields: list[tuple[bytes, bytes]]) -> None:
-        """Answer without a handler."""
+        """Answer with one block that is known to be small enough."""
         try:
             self._connection.engine.send_response(self.id, fields, end_stream=True)
         except h2.EngineError:  # reset in the same breath; the event that says so is on its way
@@ -144,7 +167,7 @@ class ServerStream:
         """The stream is no more; a call that was not answered hears that its caller is gone."""
         call = self._call
         self._call = None
-        self._take(ReplyStep.CLOSED)
+        self._take(_CLOSED)
         if call is not None:
             call.on_cancelled()
 
@@ -161,7 +184,7 @@ class ServerStream:
         self._phase = REPLIES.get((self._phase, step), self._phase)
 
     def _answered(self) -> None:
-        self._take(ReplyStep.END)
+        self._take(_END)
         self._call = None
         connection = self._connection
         connection.answered.append(self)

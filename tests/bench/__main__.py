@@ -36,9 +36,12 @@ def main() -> int:
         say=lambda line: console.print(line, style="dim", highlight=False),
     )
     outcome = bench.outcome
-    if not arguments.overload:
+    whole = not arguments.overload and not arguments.policy_cost
+    if whole:
         bench.run(names)
-    if arguments.overload or not arguments.quick:
+    if arguments.policy_cost or (whole and "relay" in names):
+        bench.policy_cost()
+    if arguments.overload or (whole and not arguments.quick):
         bench.flood(overload.QUICK if arguments.quick else overload.FULL)
     lines = report.preamble(plan, tools, cores)
     made = report.sheets(outcome, names)
@@ -46,7 +49,7 @@ def main() -> int:
     content = report.document(outcome, names, plan, tools, cores)
     written = report.write(arguments.out, content, report.markdown(lines, made, outcome.problems))
     console.print(f"written: {written}", highlight=False)
-    measured = outcome.measurements or outcome.floods
+    measured = outcome.measurements or outcome.floods or outcome.policy_cost
     return EXIT_COULD_NOT if outcome.problems or not measured else EXIT_MEASURED
 
 
@@ -62,6 +65,11 @@ def _parser() -> argparse.ArgumentParser:
         "--overload",
         action="store_true",
         help="nothing but the rows of 3 and 10 times what the upstream can serve",
+    )
+    parser.add_argument(
+        "--policy-cost",
+        action="store_true",
+        help="nothing but what the default policy costs, compared with no policy at all",
     )
     parser.add_argument(
         "--only",

@@ -16,6 +16,7 @@ from rich.table import Table
 from tests.bench.cores import Cores
 from tests.bench.memory import CALLS_IN_FLIGHT, RELAY_LIMIT_MIB, Memory
 from tests.bench.overload import DEADLINE_MS, SERVICE_US, WORKERS, FloodRow, flood_rows
+from tests.bench.policy_cost import TARGET_US, PolicyCost
 from tests.bench.run import Outcome
 from tests.bench.stats import Estimate, estimate
 from tests.bench.summary import AbsoluteRow, RatioRow, absolute_rows, ratio_rows
@@ -55,6 +56,11 @@ def sheets(outcome: Outcome, names: Sequence[str]) -> list[Sheet]:
                 "notes",
             ),
             tuple(_absolute_cells(row) for row in absolute_rows(outcome, names)),
+        ),
+        Sheet(
+            f"Policy cost: CPU-µs per call, target at most {TARGET_US:g}",
+            ("workload", "relays", "default", "passthrough", "difference", "notes"),
+            tuple(_cost_cells(row) for row in (outcome.policy_cost,) if row is not None),
         ),
         Sheet(
             f"Memory at {CALLS_IN_FLIGHT:,} calls in flight",
@@ -136,6 +142,7 @@ def document(
         "ratios": [asdict(row) for row in ratio_rows(outcome, names)],
         "absolute": [asdict(row) for row in absolute_rows(outcome, names)],
         "memory": [asdict(row) for row in outcome.memory],
+        "policy_cost": asdict(outcome.policy_cost) if outcome.policy_cost is not None else None,
         "overload": [asdict(row) for row in flood_rows(outcome.floods)],
         "floods": [asdict(flood) for flood in outcome.floods],
         "problems": outcome.problems,
@@ -183,6 +190,12 @@ def _absolute_cells(row: AbsoluteRow) -> tuple[str, ...]:
         added,
         ", ".join(row.notes),
     )
+
+
+def _cost_cells(row: PolicyCost) -> tuple[str, ...]:
+    measured = (row.policy_us, row.minimal_us, row.difference_us)
+    cells = (f"{one.median:.1f} [{one.low:.1f}, {one.high:.1f}]" for one in measured)
+    return (row.workload, "default - passthrough", *cells, "target kept" if row.kept else "target missed")
 
 
 def _memory_cells(row: Memory) -> tuple[str, ...]:

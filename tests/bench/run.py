@@ -9,6 +9,7 @@ from tests.bench.cores import Cores
 from tests.bench.measure import Measurement, NoCallSucceededError, measure
 from tests.bench.memory import Memory, measure_memory
 from tests.bench.overload import Flood, FloodPlan, Floods
+from tests.bench.policy_cost import PolicyCost, PolicyCosts
 from tests.bench.processes import CouldNotStartError, Process
 from tests.bench.subjects import SUBJECTS, Running, start_echo
 from tests.bench.toolchain import Tools
@@ -24,6 +25,7 @@ class Outcome:
     measurements: list[Measurement] = field(default_factory=list)
     memory: list[Memory] = field(default_factory=list)
     floods: list[Flood] = field(default_factory=list)
+    policy_cost: PolicyCost | None = None
     problems: list[str] = field(default_factory=list)
 
     def of(self, subject: str, workload: str) -> dict[int, Measurement]:
@@ -68,6 +70,13 @@ class Bench:
             if subject.process is not None:
                 self._say(f"memory of {subject.name}")
                 self._measure_memory(subject.name)
+        return self.outcome
+
+    def policy_cost(self) -> Outcome:
+        """What the default policy costs, by itself."""
+        costs = PolicyCosts(self._plan, self._tools, self._cores, self._directory)
+        self.outcome.policy_cost, problems = costs.measure(self._say)
+        self.outcome.problems += problems
         return self.outcome
 
     def flood(self, plan: FloodPlan) -> Outcome:

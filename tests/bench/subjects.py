@@ -38,12 +38,20 @@ Start = Callable[[str, Path, frozenset[int]], Running]
 
 def start_relay(upstream: str, directory: Path, cores: frozenset[int]) -> Running:
     """The relay with its default policy, all its ports free ones on loopback."""
-    command = [
+    return _start_with_ready_line("relay", _relay(upstream, "default"), "relay", directory, cores)
+
+
+def start_minimal_relay(upstream: str, directory: Path, cores: frozenset[int]) -> Running:
+    """The relay with every pattern switched off."""
+    return _start_with_ready_line("minimal", _relay(upstream, "passthrough"), "relay", directory, cores)
+
+
+def _relay(upstream: str, policy: str) -> list[str]:
+    return [
         *(sys.executable, "-m", "relay_service", "serve", "--ready-json"),
         *("--listen", LOOPBACK, "--admin-listen", LOOPBACK, "--http-listen", LOOPBACK),
-        *("--upstream", upstream, "--policy", "default"),
+        *("--upstream", upstream, "--policy", policy),
     ]
-    return _start_with_ready_line("relay", command, "relay", directory, cores)
 
 
 def start_bare(upstream: str, directory: Path, cores: frozenset[int]) -> Running:

@@ -74,3 +74,15 @@ def test_envoy_accepts_its_configuration_and_serves(tmp_path: Path):
     # So that the above proves something: what Envoy does not accept is told.
     with pytest.raises(CouldNotStartError, match="ended with 1"):
         start_envoy("no-ip-address:1", tmp_path / "bad", frozenset())
+
+
+def test_the_cost_of_the_policy_is_a_row_of_its_own(tmp_path):
+    done = bench("--policy-cost", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Policy cost" in done.stdout
+    written = json.loads((tmp_path / "latest.json").read_text())
+    cost = written["policy_cost"]
+    assert written["measurements"] == []
+    assert cost["policy_us"]["median"] > 0 < cost["minimal_us"]["median"]
+    difference = cost["policy_us"]["median"] - cost["minimal_us"]["median"]
+    assert cost["difference_us"]["median"] == pytest.approx(difference), "one round"

@@ -22,6 +22,7 @@ from relay_service.wire.connection import Connection, ConnectionSettings
 from relay_service.wire.heads import RequestTemplate
 from relay_service.wire.listener import Listener, ListenerSettings
 from relay_service.wire.liveness import LivenessSettings
+from relay_service.wire.pool import PoolCounters
 from tests.conformance.campaign import SEED, Watch
 from tests.conformance.mutation import Frame, chunks, frames_of, message, recordings, spoiled
 
@@ -247,6 +248,7 @@ class ClientHistory(History):
         self.attempts: list[tuple[ClientStream, CountingSink]] = []
         self.cancelled: set[int] = set()
         self.states: list[ClientState] = []
+        self.counters = PoolCounters()
         loop = asyncio.get_running_loop()
         self.connection = self.client = ClientConnection(
             self,

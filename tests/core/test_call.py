@@ -43,6 +43,7 @@ def make_call(
     attempt_limit_s: float | None = 5.0,
     budget: RetryBudgetPolicy | None = None,
     throttling: RetryThrottling | None = None,
+    gate: RetryGate | None = None,
 ) -> Call:
     return Call(
         RetryPolicy(max_attempts=max_attempts),
@@ -50,7 +51,7 @@ def make_call(
         has_key=has_key,
         deadline=deadline,
         attempt_limit_s=attempt_limit_s,
-        gate=RetryGate(budget, throttling, 0.0),
+        gate=gate or RetryGate(budget, throttling, 0.0),
         rng=Random(1),
     )
 
@@ -145,6 +146,25 @@ def test_attempts_end_with_the_last_status_and_the_reason() -> None:
 
 def test_more_attempts_than_grpcs_five_can_be_asked_for() -> None:
     assert run(make_call(max_attempts=9), *[UNAVAILABLE] * 8, OK).attempts == 9
+
+
+@pytest.mark.parametrize("end", [Cancelled(), DeadlinePassed(), RetryRefused(), Aborted(Reason.DRAINING)])
+def test_a_retry_that_is_not_made_is_given_back_to_the_budget(end: object) -> None:
+    gate = RetryGate(RetryBudgetPolicy(ratio=0.0, burst=1.0), None, 0.0)
+    call = make_call(gate=gate)
+    call.handle(Begin(), 0.0)
+    call.handle(UNAVAILABLE, 0.0)
+    assert (gate.state().tokens, gate.state().granted) == (0.0, 1)
+    call.handle(end, 0.0)  # type: ignore[arg-type]
+    assert call.state is State.DONE
+    assert (gate.state().tokens, gate.state().granted) == (1.0, 0)
+
+
+@pytest.mark.parametrize("end", [OK, UNAVAILABLE, NOT_FOUND])
+def test_a_retry_that_was_made_is_paid_for_whatever_comes_of_it(end: AttemptDone) -> None:
+    gate = RetryGate(RetryBudgetPolicy(ratio=0.0, burst=1.0), None, 0.0)
+    run(make_call(gate=gate), UNAVAILABLE, replace(end, number=2))
+    assert (gate.state().tokens, gate.state().granted) == (0.0, 1)
 
 
 def test_an_empty_budget_ends_the_call_with_the_last_status() -> None:

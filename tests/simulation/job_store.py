@@ -8,6 +8,7 @@ from dataclasses import replace
 from relay_service.core.job import DeadLetter, Job, JobState, LetterState, Try
 from relay_service.stores.interface import Burial, JobFilter, Submission
 
+AGE_S = 6.0
 WAITING = (JobState.PENDING, JobState.PAUSED)
 UNFINISHED = (*WAITING, JobState.RUNNING)
 
@@ -48,9 +49,13 @@ class MemoryJobs:
         now = self.now()
         self._take_back(now)
         ready = [job for job in self.jobs_by_id.values() if self._is_ready(job, now)]
-        ready.sort(key=lambda job: job.ready_at - 6 * job.work.priority)
+        ready.sort(key=self.rank)
         # One by one: who is taken may hold up the next of its order key.
         return [self._take(job, worker, now, lease_s) for job in ready[:limit] if self._is_ready(job, now)]
+
+    def rank(self, job: Job) -> float:
+        """Lower is earlier: a point of priority is worth six seconds of waiting."""
+        return job.ready_at - AGE_S * job.work.priority
 
     def _take(self, job: Job, worker: str, now: float, lease_s: float) -> Job:
         return self._put(

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
@@ -122,7 +122,7 @@ class ModelCarrier:
     async def carry(self, job: Job) -> Run:
         return await self._upstream.call(job.work.key, self._gate)
 
-    async def call(self, method: str, metadata: Headers, request: bytes, first: Work) -> Run:
+    async def call(self, method: str, metadata: Headers, request: bytes, jobs: Sequence[Job]) -> Run:
         raise AssertionError("no batches here")
 
 

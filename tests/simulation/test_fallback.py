@@ -14,6 +14,7 @@ from relay_service.core.call import Call
 from relay_service.core.evidence import Evidence, Safety
 from relay_service.core.lane import Lane
 from relay_service.core.policy import (
+    AdmissionPolicy,
     BreakerPolicy,
     MethodPolicy,
     RelayPolicy,
@@ -184,6 +185,19 @@ def test_a_call_that_finds_the_breaker_open_goes_straight_to_the_fallback() -> N
     trailers = world.replies[b"last"].trailers
     assert (trailers[b"relay-decision"], trailers[b"relay-attempts"]) == (b"FALLBACK", b"1")
     assert len(world.own.attempts) == before
+
+
+def test_a_call_that_ends_in_the_queue_on_its_way_to_the_fallback_is_not_counted_there() -> None:
+    world = TwoUpstreams(1, Behaviour(refuse_connect=1.0), Behaviour())
+    narrow = replace(world.relay.policy, admission=AdmissionPolicy(workers=1, queue_capacity=0))
+    world.relay.adopt(narrow, {"own": world.own, "spare": world.spare})
+    world.call(b"diverted", timeout_s=5)
+    while world.own.running[b"diverted"]:
+        world.clock.step()
+    world.call(b"first", timeout_s=5)
+    world.clock.run()
+    assert world.replies[b"diverted"].trailers[b"relay-decision"] != b"FALLBACK"
+    assert world.relay.fallbacks["spare"] == sum(call == b"first" for _, call, _ in world.spare.attempts)
 
 
 def test_a_stream_that_could_not_be_sent_goes_on_elsewhere_with_what_came_meanwhile() -> None:

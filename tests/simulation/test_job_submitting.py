@@ -14,6 +14,7 @@ from relay_service.core.policy import RelayPolicy, UpstreamPolicy
 from relay_service.core.reason import Reason
 from relay_service.jobs.counters import JobCounters
 from relay_service.jobs.fullness import Fullness
+from relay_service.jobs.sending import Untraced
 from relay_service.jobs.submitting import Order, SubmissionRefusedError, Submitter
 from relay_service.stores.interface import Counts, StoreUnavailableError, Submission
 
@@ -50,6 +51,7 @@ def a_submitter(store: MemoryJobs, steps: list[str], fullness: Fullness | None =
         counters=JobCounters(),
         new_id=lambda: f"job-{next(numbers)}",
         fault_point=steps.append,
+        sender=Untraced(),
     )
 
 

@@ -192,3 +192,35 @@ def test_a_stuck_workers_job_is_with_another_in_less_than_two_leases() -> None:
         return took_s
 
     assert VirtualLoop(forgiven=asyncio.CancelledError).run(world) < 2 * POLICY.lease_s
+
+
+class SlowOnce(MemoryJobs):
+    """Grants its first lease only when that is over by the clock of who asked for it."""
+
+    _slow = True
+
+    async def lease(self, worker, *, methods, limit, lease_s):
+        if self._slow and self.jobs_by_id:
+            self._slow = False
+            await asyncio.sleep(1.2 * lease_s)
+        return await super().lease(worker, methods=methods, limit=limit, lease_s=lease_s)
+
+
+def test_a_lease_that_came_too_late_is_not_kept_alive_for_a_run_that_never_comes() -> None:
+    """It happened on a slow PostgreSQL: jobs stayed RUNNING, their heartbeat steady, and nobody ran them."""
+
+    async def world() -> float:
+        loop = asyncio.get_running_loop()
+        draw = Random(1)
+        store = SlowOnce(loop.time)
+        upstream = Upstream(draw, honours_keys=True, failures=0.0, slow=0.0)
+        await store.submit([Submission("job", Work("", "S/M", b"", key=b"k"), 0.0, LIFE_S)])
+        began = loop.time()
+        node = Node("relay-1", store, upstream, Safety.KEYED, draw)
+        while store.jobs_by_id["job"].state is not JobState.COMPLETED:
+            assert loop.time() - began < 20 * POLICY.lease_s, store.jobs_by_id["job"].state
+            await asyncio.sleep(0.01)
+        await node.kill()
+        return loop.time() - began
+
+    assert VirtualLoop(forgiven=asyncio.CancelledError).run(world) < 3 * POLICY.lease_s

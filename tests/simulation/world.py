@@ -245,6 +245,9 @@ class Observer:
         self.received += 1
         return CallObserver(self, dict(head.metadata).get(b"call-id", b""))
 
+    def call_refused(self, head: CallHead, verdict: Verdict, now: float) -> None:
+        self.call_started(head, now).finished(verdict, now)
+
 
 class CallObserver:
     """Checks that the story of each call is told in order."""

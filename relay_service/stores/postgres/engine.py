@@ -2,21 +2,24 @@
 
 import asyncio
 import random
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
 import asyncpg
 
-from relay_service.stores.engine import TransactionalStore
+from relay_service.stores.engine import Kind, Touches, TransactionalStore
 from relay_service.stores.interface import Durability, StoreError, StoreUnavailableError
 from relay_service.stores.opening import without_password
 from relay_service.stores.postgres.clock import NOW, ServerClock
-from relay_service.stores.postgres.errors import LOST_TO_ANOTHER, UNREACHABLE, as_store_error
+from relay_service.stores.postgres.errors import LOST_TO_ANOTHER, OPEN_END, UNREACHABLE, as_store_error
+from relay_service.stores.postgres.joining import Joined, UndoneError
 from relay_service.stores.postgres.link import Link
+from relay_service.stores.postgres.lockstep import run_in_step
 from relay_service.stores.postgres.running import Connection, advisory_number, run
 from relay_service.stores.postgres.schema import migrate
 from relay_service.stores.postgres.settings import PostgresSettings
+from relay_service.stores.postgres.stalled import APPLICATION
 from relay_service.stores.statements import Operation
 
 T = TypeVar("T")
@@ -26,6 +29,7 @@ POSTGRES = Durability(
     "Committed by PostgreSQL with synchronous_commit on: it survives the death of every relay, and of the"
     " server as far as that server's own disks and replicas do.",
 )
+_NOW_AND_HASTE = f"{NOW}, set_config('lock_timeout', $1, true)"
 _NOTIFY = "SELECT pg_notify($1, topic) FROM unnest($2::text[]) AS topic"
 
 
@@ -33,7 +37,7 @@ class PostgresStore(TransactionalStore):
     """A `Store` in a PostgreSQL schema.
 
     Every transaction takes a connection from the pool; the link listens and notices when the server is gone.
-    State: the pool and the link while open, the transactions under way.
+    State: the pool and the link while open, the writes that wait to go together, the transactions under way.
     """
 
     durability = POSTGRES
@@ -45,6 +49,12 @@ class PostgresStore(TransactionalStore):
         self._clock = clock or ServerClock()
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._under_way: set[asyncio.Task[Any]] = set()
+        self._joined = {
+            kind: Joined(
+                self._together, self._with_retries, lanes=settings.lanes, batch_limit=settings.batch_limit
+            )
+            for kind in Kind
+        }
         self._rng = random.Random()
         self._link = Link(settings, self._clock, wake=self._waiters.wake, wake_all=self._waiters.wake_all)
 
@@ -76,9 +86,11 @@ class PostgresStore(TransactionalStore):
             min_size=self._settings.pool_min,
             max_size=self._settings.pool_max,
             timeout=self._settings.connect_timeout_s,
+            reset=_as_it_is,
             # The server ends a statement first, so that the connection need not be thrown away with it.
             command_timeout=self._settings.statement_timeout_s + 1.0,
             server_settings={
+                "application_name": APPLICATION,
                 "statement_timeout": timeout_ms,
                 "idle_in_transaction_session_timeout": str(int(self._settings.idle_transaction_s * 1000)),
                 "synchronous_commit": "on",
@@ -91,6 +103,8 @@ class PostgresStore(TransactionalStore):
     async def close(self) -> None:
         """See `Store`."""
         self._closed = True
+        for joined in self._joined.values():
+            await joined.idle(self._settings.statement_timeout_s)
         if self._under_way:
             await asyncio.wait(self._under_way, timeout=self._settings.statement_timeout_s)
         await self._link.stop()
@@ -116,16 +130,33 @@ class PostgresStore(TransactionalStore):
     async def _write(self, operation: Operation[T]) -> T:
         return await self._see_through(self._with_retries(operation))
 
+    async def _join(self, kind: Kind, touches: Touches, operation: Operation[T]) -> T:
+        self._refuse_when_full()
+        return await self._joined[kind].do(operation, touches)
+
+    @property
+    def rows_per_commit(self) -> float:
+        """How many writes of those that may go together one commit carried on average."""
+        commits = sum(joined.commits for joined in self._joined.values())
+        return sum(joined.rows for joined in self._joined.values()) / commits if commits else 0.0
+
+    def _refuse_when_full(self) -> None:
+        waiting = len(self._under_way) + sum(map(len, self._joined.values()))
+        if waiting >= self._settings.queue_limit:
+            raise StoreUnavailableError(
+                f"{waiting} operations wait for {self._where} already: it does not keep up"
+            )
+
     async def _read(self, operation: Operation[T]) -> T:
         return await self._see_through(self._look(operation))
 
     async def _see_through(self, work: Coroutine[Any, Any, T]) -> T:
         """A caller that goes away does not undo what it asked for, nor break a connection for others."""
-        if len(self._under_way) >= self._settings.queue_limit:
+        try:
+            self._refuse_when_full()
+        except StoreUnavailableError:
             work.close()
-            raise StoreUnavailableError(
-                f"{len(self._under_way)} operations wait for {self._where} already: it does not keep up"
-            )
+            raise
         task = asyncio.ensure_future(work)
         self._under_way.add(task)
         task.add_done_callback(self._ended)
@@ -165,6 +196,27 @@ class PostgresStore(TransactionalStore):
             self._waiters.wake(topic)
         return result
 
+    async def _together(self, operations: Sequence[Operation[Any]]) -> Sequence[Any]:
+        """One transaction for all, in which nobody waits long for somebody else's lock: whoever has to, does
+        it alone."""
+        topics: set[str] = set()
+        try:
+            async with self._connection() as connection, connection.transaction():
+                now = await connection.fetchval(
+                    _NOW_AND_HASTE, f"{self._settings.lock_patience_s * 1000:.0f}"
+                )
+                self._clock.set(now)
+                results = await run_in_step(connection, [operation(now) for operation in operations], topics)
+                if topics:
+                    await connection.fetch(_NOTIFY, self._link.channel, list(topics))
+        except OPEN_END as error:
+            raise self._told(error) from error
+        except Exception as error:
+            raise UndoneError from error
+        for topic in topics:
+            self._waiters.wake(topic)
+        return results
+
     async def _look(self, operation: Operation[T]) -> T:
         """One statement needs no transaction; several see the store as it moves on."""
         try:
@@ -184,3 +236,7 @@ class PostgresStore(TransactionalStore):
         if isinstance(error, UNREACHABLE):
             self._link.suspect()
         return error if isinstance(error, StoreError) else as_store_error(error, self._where)
+
+
+async def _as_it_is(_connection: Connection) -> None:
+    """Connections go back to the pool as they are: no transaction changes anything of its session."""

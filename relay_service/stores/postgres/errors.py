@@ -28,6 +28,13 @@ _PASSING = (
     *LOST_TO_ANOTHER,
     *UNREACHABLE,
 )
+OPEN_END = (
+    TimeoutError,
+    asyncpg.QueryCanceledError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    *UNREACHABLE,
+)
+"""The transaction may have happened, or the server is in no state to try each of its writes again at once."""
 _REFUSED = (
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidPasswordError,

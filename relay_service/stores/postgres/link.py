@@ -1,7 +1,8 @@
-"""The connection that listens: it hears what other relays did, notices when the server is gone, and is the
-first to reach it again."""
+"""The connection that listens: it hears what other relays did, frees what stopped ones hold, notices when the
+server is gone, and is the first to reach it again."""
 
 import asyncio
+import logging
 import random
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,9 @@ import asyncpg
 
 from relay_service.stores.postgres.clock import NOW, ServerClock
 from relay_service.stores.postgres.settings import PostgresSettings
+from relay_service.stores.postgres.stalled import end_stalled
+
+log = logging.getLogger(__name__)
 
 
 class Link:
@@ -72,6 +76,7 @@ class Link:
             self._look_now.clear()
             try:
                 await self._look()
+                await self._free()
             except Exception as error:  # noqa: BLE001 - whatever it is, the server cannot be used until it is
                 self.trouble = str(error) or type(error).__name__
                 await self._reconnect()
@@ -83,6 +88,20 @@ class Link:
             raise ConnectionError("the server closed the connection")
         server_s = await connection.fetchval(NOW, timeout=self._settings.health_check_s)
         self._clock.set(server_s)
+
+    async def _free(self) -> None:
+        """Look after relays that stopped; a server that does not allow it is no trouble of this one."""
+        if self._connection is None:
+            return
+        try:
+            async with asyncio.timeout(self._settings.health_check_s):
+                await end_stalled(
+                    self._connection,
+                    silent_s=self._settings.idle_transaction_s,
+                    unread_s=self._settings.statement_timeout_s,
+                )
+        except asyncpg.InsufficientPrivilegeError as error:
+            log.warning("what stopped relays hold cannot be freed: %s", error)
 
     async def _reconnect(self) -> None:
         wait_s = self._settings.reconnect_first_s

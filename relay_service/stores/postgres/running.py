@@ -23,6 +23,9 @@ Connection: TypeAlias = (
 )
 
 
+LOCK_ORDER = "SELECT pg_advisory_xact_lock($1)"
+
+
 async def run(connection: Connection, transaction: Transaction[T], topics: set[str]) -> T:
     """To its end; what it notifies is added to ``topics``."""
     rows: Rows = ()
@@ -31,12 +34,11 @@ async def run(connection: Connection, transaction: Transaction[T], topics: set[s
         while True:
             match effect:
                 case Run(sql, args):
-                    rows = await connection.fetch(_with_locks(sql), *map(_storable, args))
+                    rows = await connection.fetch(with_locks(sql), *map(storable, args))
                 case NextFence():
                     rows = await connection.fetch("SELECT nextval('fences')")
                 case LockOrder(tenant, order_key):
-                    number = advisory_number("order", tenant, order_key)
-                    await connection.fetch("SELECT pg_advisory_xact_lock($1)", number)
+                    await connection.fetch(LOCK_ORDER, order_number(tenant, order_key))
                 case Notify(topic):
                     topics.add(topic)
             effect = transaction.send(rows)
@@ -47,6 +49,11 @@ async def run(connection: Connection, transaction: Transaction[T], topics: set[s
         transaction.close()
 
 
+def order_number(tenant: str, order_key: str) -> int:
+    """The number of an order key's lock."""
+    return advisory_number("order", tenant, order_key)
+
+
 def advisory_number(*names: str) -> int:
     """The number of a lock: the same in every relay, and hardly ever another's."""
     digest = hashlib.blake2b("\0".join(names).encode(), digest_size=8).digest()
@@ -54,10 +61,11 @@ def advisory_number(*names: str) -> int:
 
 
 @lru_cache(maxsize=512)
-def _with_locks(sql: str) -> str:
+def with_locks(sql: str) -> str:
+    """The statement with PostgreSQL's clauses for row locks."""
     return sql.replace(FOR_UPDATE, "FOR UPDATE").replace(SKIP_LOCKED, "FOR UPDATE SKIP LOCKED")
 
 
-def _storable(value: Any) -> Any:
-    """PostgreSQL's text holds every character but this one."""
+def storable(value: Any) -> Any:
+    """The value as a column can hold it: PostgreSQL's text holds every character but one."""
     return value.replace("\0", "\ufffd") if isinstance(value, str) and "\0" in value else value

@@ -19,6 +19,12 @@ class PostgresSettings:
     middle of it (SIGSTOP, a suspended machine) would hold its locks, and with them every other relay."""
     queue_limit: int = 10_000
     """Operations that may wait for a connection; beyond it callers are refused."""
+    batch_limit: int = 64
+    """Writes of one kind that one commit joins at most."""
+    lanes: int = 2
+    """Transactions of joined writes of one kind that may be under way at a time."""
+    lock_patience_s: float = 0.25
+    """How long joined writes wait for somebody else's lock before each goes alone."""
     safety_poll_s: float = 5.0
     """How long a waiter trusts that every notification reached it."""
     health_check_s: float = 2.0

@@ -1,6 +1,7 @@
 """Group commit: all writes that wait are one transaction, and a failing one hurts only its own caller."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import apsw
 
@@ -11,6 +12,9 @@ from relay_service.stores.sqlite.lane import Outcome, Waiting
 from relay_service.stores.sqlite.running import run
 from relay_service.stores.statements import Rows
 
+_RunOne: TypeAlias = Callable[[Waiting, float, set[str]], Outcome]
+"""Runs one write of a batch, at the store's time; adds what it notifies."""
+
 
 class _BatchLostError(Exception):
     """SQLite gave up the whole transaction, not one statement of it."""
@@ -20,8 +24,21 @@ class _BatchLostError(Exception):
         self.cause = cause
 
 
+class _OneFailedError(Exception):
+    """A write failed without a savepoint to go back to: nothing of its batch can stay."""
+
+
+GUARDED_AFTER_FAILURE = 100
+"""Batches that have savepoints from the start after one in which a write failed: who fails comes again."""
+
+
 class WriteBatches:
-    """The one writer. State: the last fence, and what went wrong last (`trouble`, empty after a commit)."""
+    """The one writer. State: the last fence, what went wrong last (`trouble`, empty after a commit), and how
+    many batches more are guarded.
+
+    Savepoints cost as much as the writes between them, and hardly any write fails. So a batch is first run
+    without; should one of it fail, all is rolled back and run again, each write in a savepoint of its own.
+    """
 
     def __init__(self, connection: apsw.Connection, path: str, clock: StoreClock) -> None:
         self._connection = connection
@@ -32,6 +49,7 @@ class WriteBatches:
         self._fence_written = self._last_fence
         clock.anchor(rows[0][1])
         self.trouble = ""
+        self._guarded_left = 0
         self.commits = 0
         self.rows = 0
 
@@ -39,7 +57,7 @@ class WriteBatches:
         """One commit for all. When that fails nobody's write happened, and everybody is told."""
         topics: set[str] = set()
         try:
-            outcomes = self._commit(batch, topics)
+            outcomes = self._commit_cheaply(batch, topics)
         except (apsw.Error, _BatchLostError) as error:
             self._roll_back()
             told = as_store_error(error.cause if isinstance(error, _BatchLostError) else error, self._path)
@@ -50,10 +68,21 @@ class WriteBatches:
         self.rows += len(batch)
         return outcomes, topics
 
-    def _commit(self, batch: Sequence[Waiting], topics: set[str]) -> Sequence[Outcome]:
+    def _commit_cheaply(self, batch: Sequence[Waiting], topics: set[str]) -> Sequence[Outcome]:
+        if self._guarded_left == 0:
+            try:
+                return self._commit(batch, topics, self._unguarded)
+            except _OneFailedError:
+                self._roll_back()
+                topics.clear()
+                self._guarded_left = GUARDED_AFTER_FAILURE
+        self._guarded_left -= 1
+        return self._commit(batch, topics, self._guarded)
+
+    def _commit(self, batch: Sequence[Waiting], topics: set[str], one: _RunOne) -> Sequence[Outcome]:
         now = self._clock.now()
         self._connection.execute("BEGIN IMMEDIATE")
-        outcomes = [self._one(waiting, now, topics) for waiting in batch]
+        outcomes = [one(waiting, now, topics) for waiting in batch]
         mark = self._clock.mark_to_write(now)
         if mark is not None or self._last_fence != self._fence_written:
             self._connection.execute(
@@ -65,7 +94,18 @@ class WriteBatches:
             self._clock.marked(mark)
         return outcomes
 
-    def _one(self, waiting: Waiting, now: float, topics: set[str]) -> Outcome:
+    def _unguarded(self, waiting: Waiting, now: float, topics: set[str]) -> Outcome:
+        try:
+            value = run(self._connection, waiting.operation(now), self._next_fence, topics)
+        except apsw.Error as error:
+            if not self._connection.in_transaction:
+                raise _BatchLostError(error) from error
+            raise _OneFailedError from error
+        except Exception as error:
+            raise _OneFailedError from error
+        return Outcome(waiting.future, value)
+
+    def _guarded(self, waiting: Waiting, now: float, topics: set[str]) -> Outcome:
         self._connection.execute("SAVEPOINT one")
         own_topics: set[str] = set()
         try:

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import apsw
 
-from relay_service.stores.engine import TransactionalStore
+from relay_service.stores.engine import Kind, Touches, TransactionalStore
 from relay_service.stores.interface import Durability, StoreError, StoreUnavailableError
 from relay_service.stores.sqlite.batches import ReadBatches, WriteBatches
 from relay_service.stores.sqlite.clock import StoreClock
@@ -103,6 +103,10 @@ class SqliteStore(TransactionalStore):
             raise StoreUnavailableError("the store is not open")
         result: T = await self._writer.do(operation)
         return result
+
+    async def _join(self, _kind: Kind, _touches: Touches, operation: Operation[T]) -> T:
+        """Everything that waits goes together here, of whichever kind."""
+        return await self._write(operation)
 
     async def _read(self, operation: Operation[T]) -> T:
         if self._reader is None:

@@ -6,8 +6,17 @@ import pytest
 
 from chaos import invariants
 from chaos.findings import Verdict
-from chaos.history import CallRecord, FaultWindow, LedgerEntry, LoadSample, Outcome, RelaySample
-from chaos.traces import SpanRecord, traces_are_whole
+from chaos.history import (
+    CallRecord,
+    FaultWindow,
+    LedgerEntry,
+    LoadSample,
+    Outcome,
+    RelaySample,
+    since_start,
+)
+from chaos.observe import cpu_waited_s
+from chaos.traces import SpanRecord, failures_are_traced, traces_are_whole
 
 COUNT = 400
 RATE = 100.0
@@ -170,6 +179,44 @@ def test_an_answer_of_the_upstream_without_a_span_of_the_upstream_is_a_gap():
     assert "ends at the relay" in finding.offenders[0].what
 
 
+def server_span(trace, afterwards):
+    told = {"relay.sampled_afterwards": True} if afterwards else {}
+    return SpanRecord(trace, "b", "a", "Charge", "relay", "SERVER", 0, 1, True, told)
+
+
+def unsampled_failures():
+    return [failed(n) if n % 4 == 0 else call(n) for n in range(COUNT)]
+
+
+def test_a_failure_of_an_unsampled_trace_without_a_span_afterwards_is_named():
+    calls = unsampled_failures()
+    traces = {each.trace_id: [server_span(each.trace_id, True)] for each in calls if not each.ok}
+    assert failures_are_traced(calls, traces).verdict is Verdict.HELD
+    del traces[calls[8].trace_id]
+    finding = failures_are_traced(calls, traces)
+    assert finding.verdict is Verdict.BROKEN
+    assert [offender.call_id for offender in finding.offenders] == [8]
+    assert failures_are_traced(calls, traces, lost_between=[(0.0, 0.1)]).verdict is Verdict.HELD
+
+
+def test_a_span_that_others_made_is_none_of_the_relays_afterwards():
+    calls = unsampled_failures()
+    traces = {each.trace_id: [server_span(each.trace_id, False)] for each in calls if not each.ok}
+    assert failures_are_traced(calls, traces).verdict is Verdict.BROKEN
+
+
+def test_failures_that_the_relay_counted_as_left_out_are_excused_and_no_more():
+    calls = unsampled_failures()
+    count = sum(not each.ok for each in calls)
+    assert failures_are_traced(calls, {}, excused_count=count).verdict is Verdict.HELD
+    assert failures_are_traced(calls, {}, excused_count=count - 1).offender_count == 1
+
+
+def test_a_counter_is_added_up_over_the_starts_of_a_process():
+    looks = [look(at, uptime_s=up, spans_suppressed=n) for at, up, n in ((1, 1, 5), (2, 2, 9), (3, 0.5, 2))]
+    assert since_start(looks, "spans_suppressed") == 11
+
+
 def test_a_generator_that_lagged_can_tell_nothing():
     lagging = [call(n, sent_s=n / RATE + 0.5) for n in range(COUNT)]
     assert invariants.generator_kept_up(lagging).verdict is Verdict.COULD_NOT_TELL
@@ -190,6 +237,22 @@ def test_a_machine_without_room_excuses_what_hangs_on_time_and_no_doubled_effect
     stopped = [FaultWindow("f", "downstream stopped (SIGSTOP)", 0.0, 1.0)]
     mixed = [*slow[:10], *quick[11:]]
     assert invariants.machine_kept_up(mixed, stopped).verdict is Verdict.HELD
+
+
+def test_only_a_machine_that_is_full_nearly_all_the_time_is_called_so():
+    def run(share):
+        return [LoadSample(n / 10, 0, 0, 0, 0, 0, cpu_waited_s=100.0 + share * n / 10) for n in range(20)]
+
+    assert invariants.machine_was_full(run(0.95)) == pytest.approx(0.95)
+    assert invariants.machine_was_full(run(0.6)) is None
+    assert invariants.machine_was_full([replace(each, cpu_waited_s=0.0) for each in run(0.95)]) is None
+
+
+def test_pressure_is_read_where_the_machine_tells_it(tmp_path):
+    told = tmp_path / "cpu"
+    told.write_text("some avg10=1.00 avg60=2.00 avg300=3.00 total=2500000\nfull avg10=0.00 total=0\n")
+    assert cpu_waited_s(told) == 2.5
+    assert cpu_waited_s(tmp_path / "none") == 0.0
 
 
 def arriving(per_second):

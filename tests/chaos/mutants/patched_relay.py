@@ -7,6 +7,7 @@ bug it stands for.
 import itertools
 import secrets
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,10 +18,13 @@ from relay_service import contract
 from relay_service.cli import main
 from relay_service.core.admission import Admission
 from relay_service.core.criticality import Criticality
+from relay_service.core.job import Job, JobState
 from relay_service.core.verdict import Verdict
 from relay_service.forwarding import ForwardedCall
+from relay_service.jobs.submitting import Accepted, Submitter
 from relay_service.telemetry.metrics import CallMetrics
 from relay_service.telemetry.observer import CallTelemetry
+from relay_service.telemetry.tracing import CallSpans
 from relay_service.unary import UnaryCall
 from relay_service.upstream import Upstream
 
@@ -132,6 +136,26 @@ def breaks_traces() -> None:
     CallTelemetry.attempt_started = elsewhere
 
 
+def forgets_jobs() -> None:
+    """One in five jobs is accepted and never stored."""
+    commit = Submitter._commit
+    numbers = itertools.count()
+
+    async def four_in_five(self, submission):
+        if next(numbers) % 5:
+            return await commit(self, submission)
+        now = time.time()
+        work, expire = submission.work, now + submission.ttl_s
+        return Accepted(Job(submission.id, work, JobState.PENDING, now, now, expire), is_new=True)
+
+    Submitter._commit = four_in_five
+
+
+def no_span_afterwards() -> None:
+    """Failures of unsampled traces leave no span."""
+    CallSpans.recorded_afterwards = lambda _self, _verdict, _now: None
+
+
 def never_reconnects() -> None:
     """A connection that was lost is not made again."""
     wanted = Upstream._dials_wanted
@@ -153,6 +177,8 @@ PATCHES: dict[str, Callable[[], None]] = {
         counts_twice,
         forgets_the_end,
         breaks_traces,
+        forgets_jobs,
+        no_span_afterwards,
         never_reconnects,
     )
 }

@@ -75,7 +75,7 @@ async def test_a_call_goes_through_and_its_trace_is_whole(tmp_path, history):
     assert finding.verdict is Verdict.HELD, finding
 
 
-@pytest.mark.parametrize("member", list(Member))
+@pytest.mark.parametrize("member", [Member.DOWNSTREAM, Member.TOXIPROXY, Member.RELAY])
 @pytest.mark.asyncio(loop_scope="module")
 async def test_after_kill_and_restart_of_any_member_calls_pass_again_at_the_same_addresses(
     stack, history, tracing, member

@@ -39,6 +39,7 @@ ROUTED = {
     "routes": [{"service": "a.B", "upstream": "a"}],
 }
 
+BOTH = [{"service": "a.B", "upstream": "a"}, {"service": "c.D", "upstream": "b"}]
 KEPT = {"safety": "KEYED", "keyRequired": True, "idempotency": {"payloadKeys": True}}
 
 SUSPICIOUS = [
@@ -126,10 +127,13 @@ SUSPICIOUS = [
         "relay.admission",
     ),
     ({"relay": ROUTED}, "upstream-unused", "relay.upstreams.b"),
+    ({"relay": {"preset": "default", "criticality": {}}}, "caps-without-effect", "relay.criticality"),
+    ({"relay": ROUTED | {"routes": BOTH}}, "shared-limit", "relay.upstreams"),
     (
         {
             "relay": ROUTED
             | {
+                "bulkhead": {},
                 "routes": [
                     {"service": "a.B", "upstream": "a"},
                     {"service": "c.D", "method": "E", "upstream": "b"},
@@ -171,6 +175,14 @@ def test_a_code_that_follows_the_effect_is_no_finding_where_a_repeat_is_harmless
 
 def test_a_breaker_that_is_switched_off_is_no_finding(policy_file) -> None:
     content = {"relay": {"preset": "default", "off": ["breaker"], "breaker": {"failureRatio": None}}}
+    assert findings(read_document(str(policy_file(content))), TARGET) == []
+
+
+@pytest.mark.parametrize("words", [{"bulkhead": {}}, {"off": ["bulkhead"]}, {"off": ["admission"]}])
+def test_upstreams_that_are_kept_apart_or_share_on_purpose_are_no_finding(
+    policy_file, words: dict[str, Any]
+) -> None:
+    content = {"relay": ROUTED | {"routes": BOTH} | words}
     assert findings(read_document(str(policy_file(content))), TARGET) == []
 
 

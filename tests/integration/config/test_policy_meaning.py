@@ -307,6 +307,36 @@ def test_an_entry_may_have_a_breaker_of_its_own_laid_over_the_upstreams(loaded) 
     assert policy.breakers == everything, "a.B/D shares that of its service"
 
 
+def test_compartments_are_laid_over_the_admission_from_the_widest_to_the_narrowest(loaded) -> None:
+    relay = {
+        "preset": "default",
+        "admission": {"queueCapacity": 70},
+        "bulkhead": {"maxStreams": 7},
+        "upstreams": {"a": {"target": "h:1"}, "b": {"target": "h:2", "bulkhead": {"workers": 3}}},
+        "routes": [{"service": "a.A", "upstream": "a"}, {"upstream": "b"}],
+        "methods": [{"name": [{"service": "a.A", "method": "M"}], "bulkhead": {"queueCapacity": 0}}],
+    }
+    policy = loaded({"relay": relay})
+    shared = policy.admission
+    assert (shared.queue_capacity, shared.limit.kind) == (70, LimitKind.GRADIENT)
+    each = replace(shared, max_streams=7)
+    assert policy.bulkheads.upstreams["a"] == each
+    assert policy.bulkheads.upstreams["b"] == replace(each, workers=3, limit=AdmissionPolicy().limit)
+    assert policy.bulkheads.methods == {"a.A/M": replace(each, queue_capacity=0)}
+
+
+def test_only_the_upstream_that_asks_for_a_compartment_has_one(loaded) -> None:
+    upstreams = {"a": {"target": "h:1"}, "b": {"target": "h:2", "bulkhead": {}}}
+    policy = loaded({"relay": {"upstreams": upstreams, "routes": [{"upstream": "a"}]}})
+    assert policy.bulkheads.upstreams == {"b": policy.admission}
+    assert policy.upstreams["b"] == UpstreamPolicy("h:2"), "another compartment is no other upstream"
+
+
+def test_one_upstream_that_has_no_name_can_have_a_compartment(loaded) -> None:
+    policy = loaded({"relay": {"bulkhead": {"workers": 9}}})
+    assert [one.workers for one in policy.bulkheads.upstreams.values()] == [9]
+
+
 def test_workers_given_over_a_preset_that_adapts_itself_are_meant(loaded) -> None:
     adapts = loaded({"relay": {"preset": "default"}}).admission
     assert (adapts.limit.kind, adapts.workers_max) == (LimitKind.GRADIENT, 1000)
@@ -347,6 +377,7 @@ SWITCHES = {
     "fallback": lambda policy: not policy.method_policy("a.B/C").fallback,
     "breaker": lambda policy: policy.breakers == {},
     "admission": lambda policy: policy.admission == WIDE_OPEN,
+    "bulkhead": lambda policy: not policy.bulkheads.upstreams,
     "clientQuotas": lambda policy: policy.clients is None,
     "attemptTimeout": lambda policy: policy.method_policy("a.B/C").attempt_timeout_s is None,
     "deadlines": lambda policy: policy.method_policy("a.B/C").max_timeout_s is None,
@@ -359,6 +390,7 @@ def test_each_pattern_is_switched_off_alone(loaded, switch: str) -> None:
     relay = {
         "preset": "default",
         "adaptiveThrottle": {},
+        "bulkhead": {},
         "clients": {"default": {"ratePerSecond": 5, "burst": 10}},
         "upstreams": {"one": {"target": "h:1"}, "two": {"target": "h:2"}},
         "routes": [{"upstream": "one"}],
@@ -472,3 +504,18 @@ class TestLookUp:
     def test_a_value_that_could_not_mean_anything_is_refused_by_its_name(self, make, field: str) -> None:
         with pytest.raises(ValueError, match=field):
             make()
+
+
+def test_retries_off_leaves_the_operators_word_on_codes_and_none_given_means_none(loaded) -> None:
+    """An answer is not more harmless for being the only one."""
+    retry = {
+        "maxAttempts": 3,
+        "initialBackoff": "0.1s",
+        "maxBackoff": "1s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    }
+    policy = loaded({"methodConfig": [{"name": [{}], "retryPolicy": retry}], "relay": {"off": ["retry"]}})
+    kept = policy.method_policy("a.B/C").retry
+    assert (kept.max_attempts, kept.retryable_codes) == (1, {Code.UNAVAILABLE})
+    assert loaded({}).method_policy("a.B/C").retry.retryable_codes == frozenset()

@@ -32,6 +32,7 @@ CONTAINERS = {
     "relay.callers",
     "relay.admission.limit",
     "relay.clients",
+    "relay.criticality",
     "relay.clients.named",
     "relay.retryBudget",
     "relay.breaker",
@@ -45,7 +46,12 @@ CONTAINERS = {
 }
 """Fields that are documented by what they hold."""
 
-SAME_AS_ELSEWHERE = {"relay.methods[].breaker"}
+SAME_AS_ELSEWHERE = {
+    "relay.methods[].breaker",
+    "relay.bulkhead",
+    "relay.upstreams.NAME.bulkhead",
+    "relay.methods[].bulkhead",
+}
 """Fields that hold what is documented at another place."""
 
 

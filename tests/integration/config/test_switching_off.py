@@ -33,6 +33,7 @@ EVERYTHING_ON: dict[str, Any] = {
         "adaptiveThrottle": {},
         "breaker": {"consecutiveFailures": 9, "slowCall": "2s", "stuckCall": "4s"},
         "admission": {"limit": {"kind": "gradient"}},
+        "bulkhead": {},
     },
 }
 
@@ -63,6 +64,7 @@ IS_OFF: dict[str, Callable[[RelayPolicy], bool]] = {
     "queue and workers": lambda policy: policy.admission == WIDE_OPEN,
     "queue": lambda policy: policy.admission.queue_capacity == 0,
     "adaptive concurrency": lambda policy: policy.admission.limit.kind is LimitKind.FIXED,
+    "bulkheads": lambda policy: not policy.bulkheads.upstreams,
     "shedding by class": lambda policy: (
         policy.admission.sheddable_share == policy.admission.sheddable_plus_share == 1
     ),

@@ -25,6 +25,7 @@ from relay_service.control.names import REFLECTION_V1ALPHA
 from relay_service.control.reflection_client import ReflectionLimits
 from relay_service.control.server import ControlPlane, ControlSettings
 from relay_service.control.sources import (
+    BulkheadStatus,
     Health,
     HedgingStatus,
     QueueStatus,
@@ -39,7 +40,7 @@ from relay_service.core.breakers import BreakerView
 from relay_service.core.budget import BudgetState
 from relay_service.core.criticality import Criticality
 from relay_service.core.hedge import HedgedMethod, HedgingState, HeldBack
-from relay_service.ports import CallersStatus
+from relay_service.ports import CallersStatus, PoolStatus
 from relay_service.telemetry.histogram import LogHistogram
 from relay_service.telemetry.metrics import CallTotals, MethodStats
 
@@ -203,7 +204,7 @@ class RelayState:
                 ),
             ),
             upstreams=self.upstreams,
-            telemetry=TelemetryStatus(spans_exported=42, spans_dropped=1),
+            telemetry=TelemetryStatus(spans_exported=42, spans_dropped=1, afterwards_suppressed=7),
             callers=CallersStatus(connections=4, refused_of_peer=6, last_failure="a ping flood"),
         )
 
@@ -214,7 +215,18 @@ class RelayState:
         hedging = HedgingStatus(
             1, HedgingState(17, 11, 5, {HeldBack.BUDGET: 8}, (HedgedMethod("a.B/C", 900, 0.0425),))
         )
-        status = UpstreamStatus(name, target, "READY", 1, 3, 2, 1, last_error, budget, [breaker], hedging)
+        status = UpstreamStatus(
+            *(name, target, "READY", 1, 3, 2, 1, last_error, budget, [breaker], hedging),
+            pool=PoolStatus(
+                *({"READY": 1, "RESTING": 2}, 3, 4, 5, 6, 7, 8, 9, 10, 11, 0.0125, 0.25),
+                zombies=12,
+                attempts_unsent=13,
+            ),
+            bulkheads=[
+                BulkheadStatus("", QueueStatus(1, 7, 2, 3, 4, 5)),
+                BulkheadStatus("a.B/Slow", QueueStatus(length=6, capacity=8, workers_busy=9, workers=10)),
+            ],
+        )
         self.upstreams = (*self.upstreams, status)
 
     def with_calls(self, **counts: int) -> None:

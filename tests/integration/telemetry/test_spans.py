@@ -8,7 +8,7 @@ from relay_service.core.evidence import Delivery, Evidence
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
 from relay_service.core.verdict import Fate, Origin, Verdict
-from relay_service.ports import AttemptEnd
+from relay_service.ports import AttemptEnd, JobRun
 from relay_service.telemetry.attributes import RPC_STATUS_CODE
 
 SERVER_ERRORS = {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
@@ -36,14 +36,36 @@ def test_a_retried_success_is_one_whole_trace_with_the_right_parents(make_teleme
 def test_a_jobs_run_is_a_trace_of_its_own_with_a_link_to_its_submission(make_telemetry, sink, calls) -> None:
     """Recorded because that was, and not because of its own draw, which here is never."""
     telemetry = make_telemetry(otlp_endpoint=sink.endpoint, sample_ratio=0.0)
-    head = replace(calls.head(), caused_by=calls.traceparent("01")[1])
-    calls.retried(telemetry, head)
+    run_of_it = JobRun("job-1", 2, calls.traceparent("01")[1])
+    calls.retried(telemetry, replace(calls.head(), runs=(run_of_it,)))
     telemetry.shutdown()
     run = calls.only(sink.spans, f"process {calls.METHOD}", "CONSUMER")
     assert run.links == ((calls.CALLER_TRACE, calls.CALLER_SPAN),)
     assert (run.trace_id != calls.CALLER_TRACE, run.parent_id) == (True, "")
+    assert (
+        run.attributes.items()
+        >= {
+            "messaging.system": "resilient_relay",
+            "messaging.operation.name": "process",
+            "messaging.operation.type": "process",
+            "messaging.destination.name": calls.METHOD,
+            "messaging.message.id": "job-1",
+            "relay.job.run": 2,
+        }.items()
+    )
     assert {span.trace_id for span in sink.spans} == {run.trace_id}
     assert len(sink.spans) == 6
+
+
+def test_a_batch_is_one_run_with_a_link_for_each_of_its_jobs(make_telemetry, sink, calls) -> None:
+    telemetry = make_telemetry(otlp_endpoint=sink.endpoint)
+    parents = [f"00-{number:032x}-{number:016x}-01".encode() for number in (1, 2)]
+    runs = tuple(JobRun(f"job-{number}", 1, parent) for number, parent in enumerate(parents))
+    calls.retried(telemetry, replace(calls.head(), runs=(*runs, JobRun("untraced", 1, b""))))
+    telemetry.shutdown()
+    run = calls.only(sink.spans, f"process {calls.METHOD}", "CONSUMER")
+    assert run.links == tuple((f"{number:032x}", f"{number:016x}") for number in (1, 2))
+    assert run.attributes["messaging.batch.message_count"] == 3
 
 
 def test_a_failed_attempt_that_a_retry_repaired_fails_no_other_span(make_telemetry, sink, calls) -> None:

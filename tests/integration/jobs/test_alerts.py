@@ -1,0 +1,72 @@
+"""Alerts of a real relay at a real webhook: dead letters that pile up, and a breaker that stays open."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from protos.relay.v1 import dead_letter_pb2
+
+CHARGE = "downstream.v1.PaymentService/Charge"
+
+
+@pytest.fixture
+async def hook() -> Any:
+    """Where alerts arrive, and its URL."""
+    got: list[dict[str, Any]] = []
+
+    async def take(request: web.Request) -> web.Response:
+        got.append(await request.json())
+        return web.Response()
+
+    application = web.Application()
+    application.router.add_post("/", take)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield got, f"http://127.0.0.1:{runner.addresses[0][1]}/"
+    finally:
+        await runner.cleanup()
+
+
+async def test_dead_letters_that_pile_up_and_a_breaker_that_stays_open_are_told(
+    lab: Any, helpers: Any, hook: Any
+) -> None:
+    got, url = hook
+    rules = helpers.policy(
+        jobs={"maxAttempts": 1},
+        deadLetters={"maxEntries": 4},
+        alerts={"deadLettersShare": 0.5, "breakerOpen": "0.5s"},
+        breaker={"consecutiveFailures": 1, "openTime": "2s"},
+        off=["retryBudget"],
+    )
+    relay = await lab.relay(rules, "--alert-webhook", url)
+
+    def told(alert: str, severity: str, state: str = "firing") -> Any:
+        wanted = (alert, severity, state)
+
+        async def look() -> bool:
+            return any((one["alert"], one["severity"], one["state"]) == wanted for one in got)
+
+        return helpers.eventually(look)
+
+    await asyncio.gather(*(relay.submit(f"k-{n}", amount=-1) for n in range(2)))
+    await told("dead_letters", "warning")
+    await asyncio.gather(*(relay.submit(f"more-{n}", amount=-1) for n in range(2)))
+    await told("dead_letters", "critical")
+    found = await relay.letters.ListLetters(dead_letter_pb2.ListLettersRequest())
+    for letter in found.letters:
+        await relay.letters.Discard(dead_letter_pb2.DiscardRequest(id=letter.id, reason="a test"))
+    await told("dead_letters", "info", "over")
+
+    await lab.set_faults({"failure": {"code": 14}, "methods": [CHARGE]})
+
+    async def taken() -> bool:
+        return bool(await relay.submit("outage"))
+
+    await helpers.eventually(taken)
+    await told("breaker_open", "warning")
+    assert "alert breaker_open" in (lab.folder / "relay-0.log").read_text()
+    assert {one["relay"] for one in got} == {got[0]["relay"]}
