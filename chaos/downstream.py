@@ -74,4 +74,5 @@ class Downstream:
 
 
 def _entry(charge: payment_pb2.Charge) -> LedgerEntry:
-    return LedgerEntry(charge.sequence, charge.charge_id, charge.note, charge.idempotency_key or None)
+    key, at_unix_ns = charge.idempotency_key or None, charge.create_time.ToNanoseconds()
+    return LedgerEntry(charge.sequence, charge.charge_id, charge.note, key, at_unix_ns)

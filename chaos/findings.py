@@ -52,6 +52,8 @@ class Finding:
     measured: float | None = None
     expected: float | None = None
     interval: Interval | None = None
+    unit: str = ""
+    """Of ``measured`` and ``expected``: ``%`` for shares, ``x`` for factors, ``s``, ``ms``."""
 
 
 def offender(call: CallRecord, what: str) -> Offender:

@@ -175,6 +175,8 @@ class LedgerEntry:
     operation: str
     """The note, which the lab's requests fill with the operation's name."""
     key: str | None = None
+    at_unix_ns: int = 0
+    """When it was done; 0 when that is not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -173,6 +173,7 @@ class App:
             policy=lambda: self.keeper.status,
             hedge_lanes=self.fleet.hedge_lanes,
             jobs=self.jobs.status if self.jobs is not None else None,
+            alerts=lambda: self._lookout.firing(),  # noqa: PLW0108 (it looks at what is made here, and is made later)
         )
         self.telemetry.registry.register(QuotaCollector(self.overview.quotas))
         self._webhook = Webhook(settings.alert_webhook) if settings.alert_webhook is not None else None

@@ -20,6 +20,7 @@ from relay_service.core.status import Code
 from relay_service.core.value import value
 from relay_service.core.verdict import Fate, Origin, Verdict
 from relay_service.ports import Headers, RepeatedHeaders
+from relay_service.times import seconds
 
 _OK = Code.OK
 
@@ -215,7 +216,7 @@ def _retry_info_s(details: bytes) -> float | None:
         for detail in status.details:
             if detail.TypeName() == RetryInfo.DESCRIPTOR.full_name:
                 info = RetryInfo.FromString(detail.value)
-                return info.retry_delay.seconds + info.retry_delay.nanos / 1e9
+                return seconds(info.retry_delay)
     except (DecodeError, ValueError):
         pass
     return None

@@ -209,10 +209,6 @@ class EnvelopeReply:
         self._reply.send_data(frame(response.SerializeToString()))
         self._reply.send_trailers(code, message, trailers)
 
-    def reset(self) -> None:
-        """See `relay_service.ports.Reply`."""
-        self._reply.reset()
-
     def consumed(self, size_bytes: int) -> None:
         """The inner request came whole from the envelope: no window to give."""
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from relay_service.control.sources import (
+    AlertView,
     BulkheadStatus,
     Health,
     HedgingStatus,
@@ -16,6 +17,7 @@ from relay_service.control.sources import (
     UpstreamStatus,
 )
 from relay_service.core.admission import Admission
+from relay_service.core.alerts import Alert
 from relay_service.core.quota import QuotaView
 from relay_service.hedge_lane import HedgeLane
 from relay_service.jobs.office import JobsStatus
@@ -42,8 +44,9 @@ class Overview:
         policy: Callable[[], PolicyStatus],
         hedge_lanes: Mapping[str, HedgeLane],
         jobs: Callable[[], JobsStatus] | None = None,
+        alerts: Callable[[], Sequence[Alert]] = list,
     ) -> None:
-        """``jobs`` tells of durable jobs where there is a store for them."""
+        """``jobs`` tells of durable jobs where there is a store for them, ``alerts`` of those that fire."""
         self.draining = False
         self._policy = policy
         self._relay = relay
@@ -52,6 +55,7 @@ class Overview:
         self._telemetry = telemetry
         self._now = now
         self._jobs = jobs
+        self._alerts = alerts
         self._callers = callers
         self._started_at = now()
 
@@ -84,6 +88,7 @@ class Overview:
             policy=self._policy(),
             callers=self._callers(),
             keys=self._relay.keys.state() if self._relay.keys is not None else None,
+            alerts=[AlertView(alert, now - alert.since) for alert in self._alerts()],
         )
 
     def _hedging(self, name: str) -> HedgingStatus | None:

@@ -142,9 +142,6 @@ class Reply(Protocol):
         and ``grpc-message``.
         """
 
-    def reset(self) -> None:
-        """End the call without a status (RST_STREAM CANCEL); for a caller that is known to be gone."""
-
     def consumed(self, size_bytes: int) -> None:
         """Say that so many request bytes left the relay, so that the caller may send as many more."""
 

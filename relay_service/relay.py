@@ -36,7 +36,7 @@ from relay_service.core.quota import ClientQuotas
 from relay_service.core.reason import Reason
 from relay_service.core.throttle import Throttles
 from relay_service.core.verdict import Verdict
-from relay_service.courses import Courses, same_upstreams
+from relay_service.courses import Course, Courses, same_upstreams
 from relay_service.destination import Destination
 from relay_service.forwarding import ForwardedCall, Plan
 from relay_service.idempotency.caller import KeyedCall
@@ -66,8 +66,8 @@ SECRET_BYTES = 16
 OWN_SERVICE_POLICY = MethodPolicy(
     default_timeout_s=None, max_timeout_s=None, attempt_timeout_s=None, retry=NO_RETRY, replay_buffer_bytes=0
 )
-"""Calls to the relay's own services are handed over as they are. Their UNAVAILABLE is not taken for a refusal:
-a store that died amid a commit may have kept the job."""
+"""Calls to the relay's own services are handed over as they are. Their UNAVAILABLE is not taken for a
+refusal: a store that died amid a commit may have kept the job."""
 
 OWN_SERVICE_DEMAND = Demand()
 """They ask nothing of the admission, and get it."""

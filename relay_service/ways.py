@@ -37,6 +37,9 @@ class Ways:
     def __init__(self) -> None:
         self._by_method: dict[str, Way] = {}
 
+    def __len__(self) -> int:
+        return len(self._by_method)
+
     def get(self, method: str) -> Way | None:
         """The way of ``package.Service/Method``, if it is remembered."""
         return self._by_method.get(method)

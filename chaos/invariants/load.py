@@ -7,7 +7,7 @@ from heapq import nlargest
 from itertools import islice, pairwise
 
 from chaos.findings import OFFENDERS_SHOWN_MAX, Finding, Verdict, offender
-from chaos.history import CallRecord, LoadSample
+from chaos.history import CallRecord, LedgerEntry, LoadSample
 from chaos.selection import chosen
 from chaos.traces import SpanRecord, Traces
 from chaos.tracing import CLIENT_SERVICE_NAME
@@ -62,7 +62,7 @@ def amplification_at_most(
     factor = arrived / sent
     verdict = Verdict.HELD if arrived <= ratio * sent + burst else Verdict.BROKEN
     detail = f"{arrived:,} attempts for {sent:,} calls: \N{MULTIPLICATION SIGN}{factor:.3f}"
-    return Finding("I4", statement, verdict, detail, measured=factor, expected=ratio)
+    return Finding("I4", statement, verdict, detail, measured=factor, expected=ratio, unit="x")
 
 
 def success_at_least(
@@ -76,13 +76,21 @@ def success_at_least(
     good = 1 - len(failed) / len(calls)
     detail = f"{good:.2%} of {len(calls):,}"
     if good >= share:
-        return Finding(promise, statement, Verdict.HELD, detail, measured=good, expected=share)
+        return Finding(promise, statement, Verdict.HELD, detail, measured=good, expected=share, unit="%")
     shown = tuple(
         offender(call, f"{call.code} {call.reason or ''}".strip())
         for call in islice(failed, OFFENDERS_SHOWN_MAX)
     )
     return Finding(
-        promise, statement, Verdict.BROKEN, detail, shown, len(failed), measured=good, expected=share
+        promise,
+        statement,
+        Verdict.BROKEN,
+        detail,
+        shown,
+        len(failed),
+        measured=good,
+        expected=share,
+        unit="%",
     )
 
 
@@ -99,7 +107,7 @@ def goodput_at_least(
     part = goodput / capacity_per_s
     detail = f"{goodput:.1f} calls/s ({part:.0%}) of {offered / (end_s - begin_s):.0f} offered"
     verdict = Verdict.HELD if part >= share else Verdict.BROKEN
-    return Finding("I5", statement, verdict, detail, measured=part, expected=share)
+    return Finding("I5", statement, verdict, detail, measured=part, expected=share, unit="%")
 
 
 def class_is_served(calls: Calls, criticality: str, share: float, minimum: int) -> Finding:
@@ -117,7 +125,31 @@ def little_work_wasted(samples: Sequence[LoadSample], share: float, minimum: int
         return Finding("I5", statement, Verdict.COULD_NOT_TELL, f"only {done:,} pieces of work")
     part = wasted / done
     verdict = Verdict.HELD if part <= share else Verdict.BROKEN
-    return Finding("I5", statement, verdict, f"{wasted:,} of {done:,}", measured=part, expected=share)
+    return Finding(
+        "I5", statement, verdict, f"{wasted:,} of {done:,}", measured=part, expected=share, unit="%"
+    )
+
+
+def little_late_work(
+    calls: Calls, ledger: Iterable[LedgerEntry], began_unix_ns: int, share: float, minimum: int
+) -> Finding:
+    """I5: at most ``share`` of the work that was done was done after its caller's last deadline."""
+    deadlines: dict[str, float] = {}
+    for call in calls:
+        if call.sent_s is not None and call.timeout_s is not None:
+            latest_s = max(deadlines.get(call.operation, 0.0), call.sent_s + call.timeout_s)
+            deadlines[call.operation] = latest_s
+    done = late = 0
+    for entry in ledger:
+        if (deadline_s := deadlines.get(entry.operation)) is not None:
+            done += 1
+            late += (entry.at_unix_ns - began_unix_ns) / 1e9 > deadline_s
+    statement = f"less than {share:.0%} of the downstream's work ends after its caller's deadline"
+    if done < minimum:
+        return Finding("I5", statement, Verdict.COULD_NOT_TELL, f"only {done:,} pieces of work")
+    part = late / done
+    verdict = Verdict.HELD if part < share else Verdict.BROKEN
+    return Finding("I5", statement, verdict, f"{late:,} of {done:,}", measured=part, expected=share)
 
 
 def pushback_worked(calls: Calls, share: float, minimum: int) -> Finding:
@@ -138,7 +170,7 @@ def retries_are_spread(traces: Traces, variation: float, minimum: int) -> Findin
     spread = statistics.pstdev(waits) / (statistics.fmean(waits) or 1.0)
     verdict = Verdict.HELD if spread >= variation else Verdict.BROKEN
     detail = f"{spread:.0%} over {len(waits):,} waits of {statistics.fmean(waits) * 1000:.0f} ms on average"
-    return Finding("C03", statement, verdict, detail, measured=spread, expected=variation)
+    return Finding("C03", statement, verdict, detail, measured=spread, expected=variation, unit="%")
 
 
 def _first_wait(spans: Iterable[SpanRecord]) -> Iterator[float]:

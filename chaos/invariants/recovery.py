@@ -35,10 +35,18 @@ def recovers(
     took_s = time_to_recover(calls, healed_s, until_s, share)
     detail = f"{good:.2%} of {len(settled):,} calls; back after {took_s:.2f} s"
     if good >= share:
-        return Finding("I6", statement, Verdict.HELD, detail, measured=took_s, expected=within_s)
+        return Finding("I6", statement, Verdict.HELD, detail, measured=took_s, expected=within_s, unit="s")
     shown = tuple(offender(call, f"{call.code} {call.reason or ''}".strip()) for call in islice(failed, 20))
     return Finding(
-        "I6", statement, Verdict.BROKEN, detail, shown, len(failed), measured=took_s, expected=within_s
+        "I6",
+        statement,
+        Verdict.BROKEN,
+        detail,
+        shown,
+        len(failed),
+        measured=took_s,
+        expected=within_s,
+        unit="s",
     )
 
 

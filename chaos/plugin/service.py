@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from chaos.ports import free_port
 from chaos.processes import describe_exit, guarded, log_tail
 
 READY_TIMEOUT_S = 20.0
@@ -186,10 +187,3 @@ class Service:
     def _reap(self, timeout_s: float) -> None:
         if self._process is not None:
             self._process.wait(timeout_s)
-
-
-def free_port() -> int:
-    """A port that nobody listens at now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])

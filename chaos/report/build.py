@@ -17,6 +17,8 @@ from chaos.report.waterfall import Waterfall, waterfall
 from chaos.traces import Traces, most_telling
 
 BROKEN_SHOWN_MAX = 3
+FAULTS_TOLD_MAX = 20
+"""A schedule's; the pulses of an act that breaks again and again are more, and look alike."""
 MARGIN_S = 0.4
 """What is shown before and after a section's own phases."""
 
@@ -110,6 +112,7 @@ def render(report: Report) -> str:
         report=report,
         head=report.history.head,
         overview=_overview(report.history),
+        faults=sorted(report.history.faults, key=lambda fault: fault.begin_s)[:FAULTS_TOLD_MAX],
         legend=[(phase_letter(report.history, phase), phase.title) for phase in report.history.phases],
         figures={section.name: _figure(report.history, section) for section in report.sections},
         phase_rows={section.name: _phase_rows(report.history, section) for section in report.sections},
@@ -186,7 +189,7 @@ def _exhibits(report: Report) -> list[Exhibit]:
         chosen.setdefault(telling.trace_id, ("One call, seen from inside", telling))
     if report.history.relays:
         slowest = max(
-            (call for call in report.history.calls if report.traces.get(call.trace_id)),
+            (call for call in report.history.calls if call.traced and report.traces.get(call.trace_id)),
             key=lambda call: call.latency_s,
             default=None,
         )

@@ -41,7 +41,7 @@ def _measures(findings: Sequence[Finding]) -> list[Measure]:
     return [
         Measure(
             finding.statement,
-            "",
+            finding.unit,
             round(finding.measured, 4),
             finding.expected,
             finding.interval,

@@ -1,7 +1,7 @@
 """What a scenario expects besides what is always promised: small values that turn evidence into a finding."""
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
 
 from chaos import invariants
 from chaos.evidence import FAULT, RECOVERY, STEADY, Evidence
@@ -16,6 +16,8 @@ MINIMUM_CALLS = 30
 READS_MIN = 10
 SETTLED = 0.45
 """The share of an overload that a limit is given to find itself."""
+LIMIT_FOUND_S = 2.0
+"""So long after load or capacity changed the limit is the new one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,74 @@ def settled(evidence: Evidence) -> tuple[float, float]:
     """From when to when a fault is judged that a limit or an estimate must first get to know."""
     window = evidence.struck
     return window.begin_s + SETTLED * (window.end_s - window.begin_s), window.end_s
+
+
+def found_goodput(capacity_per_s: float, share: float, lowered_per_s: float = 0.0) -> Expectation:
+    """Goodput near capacity under a flood, from `LIMIT_FOUND_S` after each change on; while a fault of the
+    capacity lasts, that is ``lowered_per_s``. Of the stretches between two changes the worst is told."""
+
+    def judge(evidence: Evidence) -> Finding:
+        findings = [
+            invariants.goodput_at_least(
+                evidence.calls,
+                begin_s=begin_s + LIMIT_FOUND_S,
+                end_s=end_s,
+                capacity_per_s=able_per_s,
+                share=share,
+                minimum=MINIMUM_CALLS,
+            )
+            for begin_s, end_s, able_per_s in _stretches(evidence, capacity_per_s, lowered_per_s)
+        ]
+        return max(findings, key=lambda found: (BADNESS.index(found.verdict), -(found.measured or 0.0)))
+
+    words = f"goodput of at least {share:.0%} of the capacity, {LIMIT_FOUND_S:g} s after each change of it"
+    return Expectation(words, judge)
+
+
+BADNESS = (Verdict.HELD, Verdict.COULD_NOT_TELL, Verdict.BROKEN)
+
+
+def _stretches(
+    evidence: Evidence, usual_per_s: float, lowered_per_s: float
+) -> Iterator[tuple[float, float, float]]:
+    """When the flood began, until the capacity changed, until it changed again, until the flood ended; and
+    the capacity meanwhile."""
+    windows = evidence.history.faults
+    flood = next(window for window in windows if "usual traffic" in window.title)
+    lowered = next((window for window in windows if window is not flood), None)
+    if lowered is None:
+        yield flood.begin_s, flood.end_s, usual_per_s
+    else:
+        yield flood.begin_s, lowered.begin_s, usual_per_s
+        yield lowered.begin_s, lowered.end_s, lowered_per_s
+        yield lowered.end_s, flood.end_s, usual_per_s
+
+
+def little_late_work(share: float) -> Expectation:
+    """The downstream works for those who still wait, in the whole run."""
+
+    def judge(evidence: Evidence) -> Finding:
+        history = evidence.history
+        return invariants.little_late_work(
+            evidence.calls, history.ledger, history.head.began_unix_ns, share, MINIMUM_CALLS
+        )
+
+    return Expectation(f"less than {share:.0%} of the work ends after its caller's deadline", judge)
+
+
+def clients_served(noisy: str, share: float) -> Expectation:
+    """What one client does costs the others next to nothing, and is told to stop itself."""
+
+    def judge(evidence: Evidence) -> Finding:
+        calls = evidence.calls_in(FAULT)
+        others = [call for call in calls if call.client != noisy]
+        found = invariants.success_at_least(
+            others, share, MINIMUM_CALLS, of="the other clients' calls", promise="I5"
+        )
+        refused = sum(call.reason == "CLIENT_QUOTA" for call in calls if call.client == noisy)
+        return replace(found, detail=f"{found.detail}; of {noisy} {refused:,} refused for its quota")
+
+    return Expectation(f"at least {share:.1%} of the other clients' calls succeed", judge)
 
 
 def class_served(criticality: str, share: float) -> Expectation:
@@ -220,7 +290,9 @@ def spared(attempts_per_call: float) -> Expectation:
         ratio = (samples[-1].calls - samples[0].calls) / offered
         verdict = Verdict.HELD if ratio <= attempts_per_call else Verdict.BROKEN
         detail = f"{ratio:.2f} for each of {offered:,} calls"
-        return Finding("C06", statement, verdict, detail, measured=ratio, expected=attempts_per_call)
+        return Finding(
+            "C06", statement, verdict, detail, measured=ratio, expected=attempts_per_call, unit="x"
+        )
 
     return Expectation(f"a dead upstream gets at most {attempts_per_call:g} attempts for each call", judge)
 
@@ -334,7 +406,9 @@ def slower_by(at_least_ms: float) -> Expectation:
         statement = f"the fault slows calls by {at_least_ms:g} ms"
         verdict = Verdict.HELD if slower_ms >= at_least_ms else Verdict.COULD_NOT_TELL
         detail = f"the median by {slower_ms:.1f} ms"
-        return Finding("control", statement, verdict, detail, measured=slower_ms, expected=at_least_ms)
+        return Finding(
+            "control", statement, verdict, detail, measured=slower_ms, expected=at_least_ms, unit="ms"
+        )
 
     return Expectation(f"calls are slower by {at_least_ms:g} ms", judge)
 
@@ -372,4 +446,4 @@ def _ended_within(
     quick = sum(call.latency_s <= within_s for call in calls) / len(calls)
     verdict = Verdict.HELD if quick >= share else Verdict.BROKEN
     detail = f"{quick:.2%} of {len(calls):,}"
-    return Finding(invariant, statement, verdict, detail, measured=quick, expected=share)
+    return Finding(invariant, statement, verdict, detail, measured=quick, expected=share, unit="%")

@@ -6,57 +6,88 @@ from chaos.faults.kinds import Capacity, Flood
 from chaos.plan import CHARGE_KEYED
 from chaos.scenarios.expectations import (
     class_served,
+    clients_served,
     fast_refusals,
+    found_goodput,
     goodput,
-    little_waste,
+    little_late_work,
     obeyed_pushback,
     success_during_fault,
     useful_refusals,
 )
-from chaos.scenarios.model import SHORT, Scenario, StackShape, Traffic
-from chaos.scenarios.policies import LAB, adaptive, fixed, overlaid
+from chaos.scenarios.model import SHORT, Scenario, StackShape, Timing, Traffic
+from chaos.scenarios.policies import LAB, adaptive, fixed, overlaid, quota
 from chaos.schedule import Placed
 from chaos.traffic import ObedientRetry
 
 SMALL = Capacity(workers=3, service_ms=60)
 """50 calls/s: little enough that a flood of it is no load for the machine."""
+PAIR = Capacity(workers=2, service_ms=40)
+"""As many a second, sooner: two seconds are fifty service times, or 17 when it is down to a third."""
+SLOW_PAIR = Capacity(workers=2, service_ms=80)
+"""25 calls/s, of which a flood of twelve times as many is still no load for the machine."""
+PAIR_SLOWER = replace(PAIR, service_ms=3 * PAIR.service_ms)
+TRIO_ALONE = replace(SMALL, workers=1)
+FOUND = StackShape(overlaid(LAB, adaptive(initial=20, queue=10)), capacity=PAIR)
+"""Nothing true is told: no capacity, no service time, no limit."""
+LONG = Timing(steady_s=3.0, fault_s=20.0, recovery_s=5.0)
+"""Long enough for one in a hundred to be told from none."""
+CHANGES = Timing(steady_s=3.0, fault_s=30.0, recovery_s=5.0)
+OVERLOAD_TIME = replace(SHORT, steady_s=1.0, fault_s=6.0, recovers_within_s=1.8, recovery_s=3.0)
 CRITICAL = replace(CHARGE_KEYED, criticality="CRITICAL", client="shop")
+SHOP = replace(CHARGE_KEYED, client="shop")
+NOISY = replace(CHARGE_KEYED, client="noisy")
 SHEDDABLE = replace(CHARGE_KEYED, criticality="SHEDDABLE", client="batch")
-ADAPTIVE = StackShape(overlaid(LAB, adaptive(initial=8, ceiling=32)), capacity=SMALL)
 LIMIT_TIME = replace(SHORT, steady_s=1.0, fault_s=4.5, recovers_within_s=1.8, recovery_s=3.0)
 """Short, and long enough for a limit to be found."""
 AMBLE = Traffic(rate_per_s=28, timeout_s=1.0)
 """56 % of `SMALL`."""
 
+
+def _amble(capacity: Capacity) -> Traffic:
+    return Traffic(rate_per_s=0.56 * capacity.per_s, timeout_s=1.0)
+
+
+def _overload(name: str, times: str, capacity: Capacity, *, flood: float, share: float) -> Scenario:
+    return Scenario(
+        name,
+        f"{times} times the capacity offered: goodput stays near it, the rest is refused at once and typed.",
+        (Placed(Flood(flood), begin=0.05, end=0.9),),
+        _amble(capacity),
+        replace(FOUND, capacity=capacity),
+        expects=(
+            found_goodput(capacity.per_s, share),
+            useful_refusals(1.0),
+            fast_refusals(0.3),
+            little_late_work(0.01),
+        ),
+        timing=LONG,
+        short=OVERLOAD_TIME,
+    )
+
+
+def _capacity_drop(
+    name: str, how: str, usual: Capacity, lowered: Capacity, *, flood: float, share: float
+) -> Scenario:
+    return Scenario(
+        name,
+        f"When the downstream {how} under full load, the limit follows it down and back up.",
+        (Placed(Flood(flood), begin=0.0, end=0.98), Placed(lowered, begin=0.25, end=0.65)),
+        _amble(usual),
+        replace(FOUND, capacity=usual),
+        expects=(
+            found_goodput(usual.per_s, share, lowered.per_s),
+            useful_refusals(1.0),
+            little_late_work(0.01),
+        ),
+        timing=CHANGES,
+        short=replace(OVERLOAD_TIME, fault_s=12.0),
+    )
+
+
 OVERLOAD = (
-    Scenario(
-        "overload-3x",
-        "Three times the capacity offered: goodput stays near it, the rest is refused at once and typed.",
-        (Placed(Flood(5.36), begin=0.05, end=0.9),),
-        AMBLE,
-        ADAPTIVE,
-        expects=(
-            goodput(SMALL.per_s, 0.8),
-            useful_refusals(1.0),
-            fast_refusals(0.3),
-            little_waste(0.1),
-        ),
-        short=LIMIT_TIME,
-    ),
-    Scenario(
-        "overload-10x",
-        "Ten times the capacity offered: goodput stays near it, the rest is refused at once and typed.",
-        (Placed(Flood(17.9), begin=0.05, end=0.9),),
-        AMBLE,
-        ADAPTIVE,
-        expects=(
-            goodput(SMALL.per_s, 0.75),
-            useful_refusals(1.0),
-            fast_refusals(0.3),
-            little_waste(0.1),
-        ),
-        short=LIMIT_TIME,
-    ),
+    _overload("overload-3x", "Three", PAIR, flood=5.36, share=0.95),
+    _overload("overload-10x", "Ten", SLOW_PAIR, flood=17.9, share=0.9),
     Scenario(
         "overload-small-relay",
         "Behind a told limit and a short queue a spike is served as far as it fits and refused beyond.",
@@ -75,26 +106,32 @@ OVERLOAD = (
         expects=(goodput(SMALL.per_s, 0.2),),
         short=LIMIT_TIME,
     ),
-    Scenario(
-        "capacity-drop",
-        "When capacity falls to a third under full load the limit follows it down and back up.",
-        (
-            Placed(Flood(3), begin=0.0, end=0.9),
-            Placed(Capacity(workers=3, service_ms=180), begin=0.2, end=0.7),
-        ),
-        AMBLE,
-        ADAPTIVE,
-        expects=(useful_refusals(1.0), little_waste(0.2)),
-        short=LIMIT_TIME,
+    _capacity_drop("capacity-drop", "takes three times as long", PAIR, PAIR_SLOWER, flood=5.36, share=0.95),
+    _capacity_drop(
+        "capacity-drop-10x", "takes three times as long", PAIR, PAIR_SLOWER, flood=17.9, share=0.9
+    ),
+    _capacity_drop(
+        "capacity-drop-workers", "loses two of three workers", SMALL, TRIO_ALONE, flood=5.36, share=0.95
     ),
     Scenario(
         "criticality-flood",
-        "A twelvefold flood of SHEDDABLE calls costs the CRITICAL ones nothing.",
-        (Placed(Flood(12), begin=0.05, end=0.95),),
-        Traffic(mix=(CRITICAL,), flood=(SHEDDABLE,), rate_per_s=28, timeout_s=1.0),
-        StackShape(overlaid(LAB, fixed(workers=3, queue=12)), capacity=SMALL),
-        expects=(class_served("CRITICAL", 0.97), useful_refusals(1.0), fast_refusals(0.5)),
-        short=LIMIT_TIME,
+        "A flood of SHEDDABLE calls of twelve times the capacity costs the CRITICAL ones nothing.",
+        (Placed(Flood(25), begin=0.05, end=0.95),),
+        Traffic(mix=(CRITICAL,), flood=(SHEDDABLE,), rate_per_s=12.5, timeout_s=1.0),
+        replace(FOUND, capacity=SLOW_PAIR),
+        expects=(class_served("CRITICAL", 0.994), useful_refusals(1.0), fast_refusals(0.5)),
+        timing=replace(LONG, fault_s=30.0),
+        short=OVERLOAD_TIME,
+    ),
+    Scenario(
+        "quota-noisy-client",
+        "A client that offers twenty times its quota costs the others next to nothing.",
+        (Placed(Flood(5), begin=0.05, end=0.95),),
+        Traffic(mix=(SHOP,), flood=(NOISY,), rate_per_s=25, timeout_s=1.0),
+        replace(FOUND, policy=overlaid(FOUND.policy, quota(per_s=5, burst=5, named={"shop": 40}))),
+        expects=(clients_served("noisy", 0.95), useful_refusals(1.0), fast_refusals(0.3)),
+        timing=LONG,
+        short=OVERLOAD_TIME,
     ),
     Scenario(
         "pushback-obeyed",

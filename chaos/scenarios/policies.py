@@ -137,3 +137,9 @@ def adaptive(*, initial: int, ceiling: int = 64, queue: int = 20) -> dict[str, A
 def fixed(*, workers: int, queue: int) -> dict[str, Any]:
     """A limit that is told."""
     return {"relay": {"admission": {"workers": workers, "queueCapacity": queue}}}
+
+
+def quota(*, per_s: float, burst: float, named: Mapping[str, float]) -> dict[str, Any]:
+    """A quota for each client that is not named, and larger ones for those that are, by their rates."""
+    clients = {name: {"ratePerSecond": rate, "burst": rate} for name, rate in named.items()}
+    return {"relay": {"clients": {"default": {"ratePerSecond": per_s, "burst": burst}, "named": clients}}}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
 
+from chaos.ports import free_port
 from chaos.processes import guarded
 from chaos.toxiproxy.client import ToxiproxyClient
 from chaos.toxiproxy.errors import DiedError, LaunchError, RequestError
@@ -172,7 +172,7 @@ def launch(
     for attempt in range(1, attempts + 1):
         # The real server would not say what it got for port 0. So a free one is looked for, which may be lost
         # again before it is bound.
-        command = _command(choice, host, port or _free_port(host), seed)
+        command = _command(choice, host, port or free_port(host), seed)
         try:
             return _start(command, log_dir, ready_timeout_s)
         except _PortLostError as error:
@@ -270,13 +270,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(STOP_TIMEOUT_S)
-
-
-def _free_port(host: str) -> int:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
 
 
 def _log_tail(log_path: Path | None) -> str:

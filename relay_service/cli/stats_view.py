@@ -15,6 +15,7 @@ from rich.table import Table
 
 from protos.relay.v1.admin_pb2 import GetStatsRequest, MethodStats, Policy, Stats, WatchStatsRequest
 from protos.relay.v1.admin_pb2_grpc import AdminServiceStub
+from relay_service.times import seconds
 
 ANSWER_TIMEOUT_S = 5.0
 METHODS_SHOWN_MAX = 30
@@ -77,7 +78,13 @@ def live_tables() -> Iterator[Show]:
 
 def report(stats: Stats) -> RenderableType:
     """Everything about one look that fits on a screen."""
-    parts: list[RenderableType] = [_policy(stats.policy), _calls(stats), _queue(stats), _upstreams(stats)]
+    parts: list[RenderableType] = [
+        *_alerts(stats),
+        _policy(stats.policy),
+        _calls(stats),
+        _queue(stats),
+        _upstreams(stats),
+    ]
     parts.append(_pools(stats))
     if any(upstream.bulkheads for upstream in stats.upstreams):
         parts.append(_bulkheads(stats))
@@ -113,6 +120,12 @@ def _table(title: str, *columns: str) -> Table:
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right")
     return table
+
+
+def _alerts(stats: Stats) -> Iterator[str]:
+    for alert in stats.alerts:
+        age_s = alert.age.ToTimedelta().total_seconds()
+        yield f"ALERT {alert.severity} {alert.alert}, for {age_s:.0f} s: {alert.message}"
 
 
 def _policy(policy: Policy) -> str:
@@ -359,5 +372,5 @@ def _reasons(stats: Stats) -> Table:
 
 
 def _time(duration: Duration) -> str:
-    seconds = duration.seconds + duration.nanos / 1e9
-    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.1f} ms"
+    time_s = seconds(duration)
+    return f"{time_s:.1f} s" if time_s >= 1 else f"{time_s * 1000:.1f} ms"

@@ -13,9 +13,9 @@ from relay_service.control.keys import KeyViewer
 from relay_service.control.refusals import Context, refuse, refuse_field, refuse_policy
 from relay_service.control.sources import HealthSource, ShuttingDownError, StatsSource
 from relay_service.control.stats_proto import health_message, policy_message, stats_message
-from relay_service.control.times import seconds
 from relay_service.core.reason import Reason
 from relay_service.stores.interface import Store
+from relay_service.times import seconds
 
 WATCH_INTERVAL_S = 1.0
 WATCH_INTERVAL_MIN_S = 0.1

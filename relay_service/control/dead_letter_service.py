@@ -18,7 +18,6 @@ from relay_service.control.job_proto import (
 )
 from relay_service.control.job_service import PAGE, PAGE_MAX, Facts
 from relay_service.control.refusals import Context, end, refuse, refuse_field
-from relay_service.control.times import seconds
 from relay_service.core.job import DeadLetter, LetterState
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
@@ -26,6 +25,7 @@ from relay_service.jobs.letters import LetterNotOpenError
 from relay_service.jobs.office import JobsOffice
 from relay_service.jobs.replaying import ReplayPlan, ReplayReport
 from relay_service.stores.interface import InvalidPageTokenError, LetterFilter, StoreUnavailableError
+from relay_service.times import seconds
 
 RATE_MAX = 10_000.0
 WAIT_MAX_S = 3_600.0

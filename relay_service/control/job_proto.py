@@ -8,7 +8,6 @@ from google.protobuf.any_pb2 import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from protos.relay.v1 import dead_letter_pb2, job_pb2
-from relay_service.control.times import seconds, timestamp
 from relay_service.core.evidence import Delivery
 from relay_service.core.job import Cause, DeadLetter, Job, JobState, LetterState, Replay, Try, Work
 from relay_service.core.status import Code
@@ -18,6 +17,7 @@ from relay_service.jobs.forecast import Forecast, Happened, Protection
 from relay_service.jobs.replaying import ReplayEnd, ReplayReport
 from relay_service.methods import MethodFacts
 from relay_service.stores.interface import JobFilter, LetterFilter, LetterGroup
+from relay_service.times import seconds, timestamp
 
 _JOB_STATES = {one: job_pb2.JobState.Value(f"JOB_STATE_{one.name}") for one in JobState}
 _LETTER_STATES = {one: dead_letter_pb2.LetterState.Value(f"LETTER_STATE_{one.name}") for one in LetterState}

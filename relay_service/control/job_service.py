@@ -13,7 +13,6 @@ from relay_service.control.job_proto import (
     work_of,
 )
 from relay_service.control.refusals import Context, end, refuse, refuse_field
-from relay_service.control.times import seconds
 from relay_service.core.job import Job
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
@@ -21,6 +20,7 @@ from relay_service.jobs.office import JobsOffice
 from relay_service.jobs.submitting import Order, SubmissionRefusedError
 from relay_service.methods import MethodFacts
 from relay_service.stores.interface import InvalidPageTokenError, JobFilter, StoreUnavailableError
+from relay_service.times import seconds
 
 PAGE = 100
 PAGE_MAX = 1_000

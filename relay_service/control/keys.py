@@ -5,11 +5,11 @@ import math
 
 from protos.relay.v1 import admin_pb2
 from relay_service.control.refusals import Context, end
-from relay_service.control.times import timestamp
 from relay_service.core.idempotency import Record, RecordState, Scope
 from relay_service.core.status import Code
 from relay_service.idempotency.answer import Answer, UnreadableAnswerError
 from relay_service.stores.interface import InvalidPageTokenError, Store, StoreError
+from relay_service.times import timestamp
 
 PAGE_SIZE_DEFAULT = 100
 PAGE_SIZE_MAX = 1_000

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from relay_service.core.admission import AdmissionState
+from relay_service.core.alerts import Alert
 from relay_service.core.breakers import BreakerView
 from relay_service.core.budget import BudgetState
 from relay_service.core.criticality import Criticality
@@ -118,6 +119,14 @@ class TelemetryStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class AlertView:
+    """Something that has been wrong for too long, and for how long."""
+
+    alert: Alert
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
     """One look at the relay."""
 
@@ -135,6 +144,8 @@ class Stats:
     callers: CallersStatus = field(default_factory=CallersStatus)
     keys: KeysState | None = None
     """None without a store."""
+    alerts: Sequence[AlertView] = ()
+    """That were told and are not over."""
 
 
 @dataclass(frozen=True, slots=True)

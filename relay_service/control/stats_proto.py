@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from protos.relay.v1 import admin_pb2
 from relay_service.control.descriptors import UpstreamDescriptors
 from relay_service.control.sources import (
+    AlertView,
     Health,
     HedgingStatus,
     PolicyStatus,
@@ -13,7 +14,6 @@ from relay_service.control.sources import (
     TelemetryStatus,
     UpstreamStatus,
 )
-from relay_service.control.times import duration, timestamp
 from relay_service.core.breakers import BreakerView
 from relay_service.core.budget import BudgetState
 from relay_service.core.criticality import Criticality
@@ -22,6 +22,7 @@ from relay_service.idempotency.counters import KeysState
 from relay_service.jobs.office import JobsStatus
 from relay_service.ports import CallersStatus, PoolStatus
 from relay_service.telemetry.metrics import CallTotals, MethodStats
+from relay_service.times import duration, timestamp
 
 Descriptors = Mapping[str, UpstreamDescriptors]
 """By the upstream's name."""
@@ -41,6 +42,18 @@ def stats_message(stats: Stats, descriptors: Descriptors, method_prefix: str) ->
         policy=policy_message(stats.policy),
         callers=_callers(stats.callers),
         keys=_keys(stats.keys) if stats.keys is not None else None,
+        alerts=[_alert(view) for view in stats.alerts],
+    )
+
+
+def _alert(view: AlertView) -> admin_pb2.Alert:
+    alert = view.alert
+    return admin_pb2.Alert(
+        alert=alert.kind.value,
+        subject=alert.subject,
+        severity=alert.severity.value,
+        message=alert.message,
+        age=duration(view.age_s),
     )
 
 

@@ -122,8 +122,5 @@ class AnswerCatcher:
         """See `relay_service.ports.Reply`."""
         self.answer = Answer(code, message, self._headers, b"".join(self._chunks), tuple(trailers))
 
-    def reset(self) -> None:
-        """See `relay_service.ports.Reply`."""
-
     def consumed(self, size_bytes: int) -> None:
         """See `relay_service.ports.Reply`: the request is here already."""

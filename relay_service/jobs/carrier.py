@@ -115,9 +115,6 @@ class CollectedReply:
     def send_trailers(self, code: Code, message: str, trailers: Headers) -> None:
         """The verdict says it all."""
 
-    def reset(self) -> None:
-        """The verdict says it all."""
-
     def consumed(self, size_bytes: int) -> None:
         """The request lies here whole: no window to give."""
 

@@ -3,16 +3,18 @@
 from dataclasses import dataclass
 from enum import Enum
 
-from relay_service.core.evidence import Delivery, Safety
+from relay_service.core.evidence import Ending, Evidence, Safety, judge
 from relay_service.core.idempotency import Record, RecordState
-from relay_service.core.job import DeadLetter, JobState, LetterState
+from relay_service.core.job import DeadLetter, JobState, LetterState, Try
+from relay_service.core.status import Code
 
 
 class Protection(Enum):
     """Why a replay has at most one effect; the last two say that it may have a second one."""
 
     NOT_EXECUTED = "not_executed"
-    """No attempt can have been executed: none was sent, or each was answered with an error."""
+    """No attempt can have been executed: none was sent, or each was answered with an error that is as good
+    as a refusal."""
     HARMLESS = "harmless"
     """The method may be executed again."""
     KEYED = "keyed"
@@ -58,9 +60,14 @@ class Forecast:
                 return False
 
 
-def protection_of(letter: DeadLetter, record: Record | None, safety: Safety) -> Protection:
-    """Why replaying the letter would not do its work twice."""
-    if not may_have_been_executed(letter):
+def protection_of(
+    letter: DeadLetter, record: Record | None, safety: Safety, retryable: frozenset[Code]
+) -> Protection:
+    """Why replaying the letter would not do its work twice.
+
+    ``retryable`` are the codes that its method's upstream gives without having executed anything.
+    """
+    if not may_have_been_executed(letter, retryable):
         return Protection.NOT_EXECUTED
     if safety in (Safety.NO_SIDE_EFFECTS, Safety.IDEMPOTENT):
         return Protection.HARMLESS
@@ -72,10 +79,15 @@ def protection_of(letter: DeadLetter, record: Record | None, safety: Safety) -> 
     return Protection.KEYED
 
 
-def may_have_been_executed(letter: DeadLetter) -> bool:
-    """Whether some attempt's outcome is unknown; a history that was cut, or has gaps, leaves it open."""
+def may_have_been_executed(letter: DeadLetter, retryable: frozenset[Code]) -> bool:
+    """Whether some run's outcome is unknown, by the rules of calls (`core.evidence`): an error may follow
+    an effect. A history that was cut, or has gaps, leaves it open."""
     is_whole = len(letter.tries) >= letter.attempts
-    return not is_whole or any(one.delivery is Delivery.UNANSWERED for one in letter.tries)
+    return not is_whole or any(_leaves_open(one, retryable) for one in letter.tries)
+
+
+def _leaves_open(one: Try, retryable: frozenset[Code]) -> bool:
+    return judge(Ending(one.delivery, one.code), retryable).evidence is Evidence.AMBIGUOUS
 
 
 def what_happened(state: JobState, last_message: str) -> Happened:

@@ -9,6 +9,7 @@ from relay_service.core.idempotency import Scope
 from relay_service.core.job import DeadLetter, JobState, LetterState, Replay, Work
 from relay_service.core.job_policy import JobPolicy
 from relay_service.core.letter_policy import LetterPolicy
+from relay_service.core.status import Code
 from relay_service.fault_points import FaultPoint
 from relay_service.jobs.carrier import ALONE, ATTEMPTS_HINT, BATCH_HINT, HINTS, ONCE
 from relay_service.jobs.counters import JobCounters
@@ -38,6 +39,7 @@ class Letters:
         self,
         store: Store,
         safety: Callable[[str], Safety],
+        retryable: Callable[[str], frozenset[Code]],
         *,
         jobs: JobPolicy,
         letters: LetterPolicy,
@@ -46,9 +48,11 @@ class Letters:
         sender: Sender,
         counters: JobCounters,
     ) -> None:
-        """``safety`` says what a second execution of a method would do."""
+        """``safety`` says what a second execution of a method would do, ``retryable`` which codes its
+        upstream gives without having executed anything."""
         self._store = store
         self._safety = safety
+        self._retryable = retryable
         self._jobs = jobs
         self._letters = letters
         self._new_id = new_id
@@ -72,7 +76,7 @@ class Letters:
         record = await self._store.look_up(Scope(work.tenant, work.method, work.key)) if work.key else None
         return Forecast(
             letter.id,
-            protection_of(letter, record, self._safety(work.method)),
+            protection_of(letter, record, self._safety(work.method), self._retryable(work.method)),
             breaks_order=await self._is_overtaken(letter),
             is_open=is_replayable(letter),
         )

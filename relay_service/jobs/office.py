@@ -84,10 +84,11 @@ class JobsOffice:
             fault_point=fault_point,
             sender=sender,
         )
+        rules = _rules(in_force)
         self.workers = Workers(
             store,
             JobCarrier(relay, timeout_s=policy.jobs.progress_s, fault_point=fault_point),
-            _rules(in_force),
+            rules,
             jobs=policy.jobs,
             letters=policy.dead_letters,
             worker=worker,
@@ -101,6 +102,7 @@ class JobsOffice:
         self.letters = Letters(
             store,
             relay.safety,
+            rules.retryable,
             jobs=policy.jobs,
             letters=policy.dead_letters,
             new_id=new_id,

@@ -40,7 +40,6 @@ REPLIES: Mapping[tuple[ReplyPhase, ReplyStep], ReplyPhase] = {
     (ReplyPhase.SILENT, ReplyStep.GIVE_UP): ReplyPhase.GONE,
     (ReplyPhase.SILENT, ReplyStep.CLOSED): ReplyPhase.GONE,
     (ReplyPhase.COMMITTED, ReplyStep.END): ReplyPhase.ANSWERED,
-    (ReplyPhase.COMMITTED, ReplyStep.GIVE_UP): ReplyPhase.GONE,
     (ReplyPhase.COMMITTED, ReplyStep.CLOSED): ReplyPhase.GONE,
 }
 

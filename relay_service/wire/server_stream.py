@@ -108,13 +108,6 @@ class ServerStream:
             return
         self._answered()
 
-    def reset(self) -> None:
-        """End the call without a status (RST_STREAM CANCEL); for a caller that is known to be gone."""
-        if self._phase in (ReplyPhase.SILENT, ReplyPhase.COMMITTED):
-            self._take(ReplyStep.GIVE_UP)
-            self._call = None
-            self._connection.reset_stream(self, h2.ErrorCode.CANCEL)
-
     def consumed(self, size_bytes: int) -> None:
         """Say that so many request bytes left the relay, so that the caller may send as many more."""
         self._credit_bytes += size_bytes

@@ -2,9 +2,7 @@
 
 import itertools
 import json
-import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from tests.conformance.go_tools import GHZ
 from tests.conformance.peers import Peer, start_relay
 from tests.conformance.plans import Ending, Kind, Plan
 from tests.conformance.programmable import CALL_ID, SERVICE, Outcome, ProgrammableServer, call
+from tests.programs import find_or_skip
 
 TOOL_TIMEOUT_S = 60.0
 GHZ_CALLS = 2_000
@@ -59,9 +58,7 @@ def relay(server: ProgrammableServer, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def grpcurl(*arguments: str) -> subprocess.CompletedProcess[str]:
-    binary = shutil.which("grpcurl", path=f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin")
-    if binary is None:
-        pytest.skip("grpcurl is not installed: it comes with requirements.lock, or put one on PATH")
+    binary = find_or_skip("grpcurl", "it comes with requirements.lock")
     command = [binary, "-plaintext", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=TOOL_TIMEOUT_S, check=False)
 
@@ -129,9 +126,7 @@ export default () => {
 
 
 def test_every_call_of_a_k6_run_is_ok(relay: Peer, server: ProgrammableServer, tmp_path: Path) -> None:
-    binary = shutil.which("k6", path=f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin")
-    if binary is None:
-        pytest.skip("no k6 here: put one on PATH, or run `make .venv/.bench`")
+    binary = find_or_skip("k6", "`make .venv/.bench` brings it")
     server.expect("k6", Plan(Kind.UNARY, responses=(0,)))
     script = tmp_path / "script.js"
     values = {

@@ -8,9 +8,9 @@ import pytest
 
 from relay_service.core.admission import Admission, Demand
 from relay_service.core.evidence import Delivery
+from relay_service.core.gradient_limit import Baseline
 from relay_service.core.limit import (
     AimdLimit,
-    Baseline,
     ConcurrencyLimit,
     FixedLimit,
     GradientLimit,
@@ -135,9 +135,19 @@ def begun_in_an_overload() -> GradientLimit:
     return limit
 
 
-def test_a_baseline_that_was_measured_when_the_service_was_full_is_found_out() -> None:
-    """The very first attempts take 0.5 s, since 256 are under way where ten have room."""
-    limit = begun_in_an_overload()
+def begun_in_a_queue() -> GradientLimit:
+    """The very first attempts queue, though the limit is not reached; then there are more than it allows."""
+    limit = gradient(initial=256)
+    drive(limit, 0.0, 2.0, HEALTHY, offered=60)
+    drive(limit, 2.0, 20.0, HEALTHY)
+    return limit
+
+
+@pytest.mark.parametrize("begun", [begun_in_an_overload, begun_in_a_queue])
+def test_a_baseline_that_was_measured_when_the_service_was_full_is_found_out(
+    begun: Callable[[], GradientLimit],
+) -> None:
+    limit = begun()
     assert limit.baseline_s <= 0.03
     assert 10 <= limit.limit <= 50
 
@@ -145,8 +155,17 @@ def test_a_baseline_that_was_measured_when_the_service_was_full_is_found_out() -
 def test_a_first_baseline_that_is_believed_whatever_it_is_would_be_noticed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Baseline, "was_taken_when_full", lambda *_: False)
-    assert begun_in_an_overload().limit > 50
+    monkeypatch.setattr(Baseline, "is_proven", lambda *_: True)
+    assert begun_in_a_queue().limit > 50
+
+
+@pytest.mark.parametrize("small", [3, 4])
+def test_a_small_limit_that_is_not_whole_still_grows(small: int) -> None:
+    """Of 3.99 three may be under way: less than four fifths of it, and yet all of it."""
+    limit = gradient(initial=small, min=1)
+    limit._limit = small + 0.99
+    drive(limit, 0.0, 20.0, HEALTHY)
+    assert limit.limit >= 10
 
 
 def test_a_service_that_takes_longer_by_nature_gets_its_limit_back_after_one_step_down() -> None:

@@ -26,6 +26,8 @@ from relay_service.core.status import Code
 HEALTHY = Behaviour(latency_s=0.01)
 DEAD = Behaviour(fail_before=1.0, latency_s=0.01)
 SILENT = Behaviour(lose_before=1.0, latency_s=0.01)
+QUEUED = 2_000
+"""More than Python's stack is deep: refusing one call must not lead into refusing the next."""
 IN_A_ROW = BreakerPolicy(consecutive_failures=5, failure_ratio=None, probe_timeout_s=2.0)
 
 
@@ -253,17 +255,17 @@ def a_refused_queue_frees_every_worker(seed: int) -> None:
         upstreams,
         {"": MethodPolicy(retry=NO_RETRY, attempt_timeout_s=1.0)},
         (),
-        AdmissionPolicy(queue_capacity=5000, workers=5),
+        AdmissionPolicy(queue_capacity=QUEUED, workers=5),
         None,
         breakers={"": IN_A_ROW},
     )
     world = World(seed, policy, SILENT)
-    for number in range(5000):
+    for number in range(QUEUED):
         world.call(b"%d" % number)
     world.clock.run()
     refused = [c for c, verdict in world.observer.verdicts.items() if verdict.reason is Reason.BREAKER_OPEN]
     # Five attempts fail and open it; each of the first four had handed its worker on before.
-    assert len(refused) == 5000 - 9, seed
+    assert len(refused) == QUEUED - 9, seed
     assert (world.relay.admission.busy, world.relay.admission.queued, world.relay.in_flight) == (0, 0, 0)
     assert max(world.replies[c].answered_at - world.sent_at[c] for c in refused) <= 1.0 + 2 * TICK_S, seed
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import test_fairness
+import test_limit_in_many_overloads as many_overloads
 import test_overload
 import test_standing_queue
 import test_the_default_limit as default_limit
@@ -13,7 +14,8 @@ import test_the_default_limit as default_limit
 from relay_service.core.admission import Admission
 from relay_service.core.cohorts import Cohorts
 from relay_service.core.fair_queue import FairQueue, Which
-from relay_service.core.limit import GradientLimit, LoadSign
+from relay_service.core.gradient_limit import Baseline, GradientLimit
+from relay_service.core.load_window import LoadSign, Sampler
 from relay_service.core.quota import ClientQuotas
 
 Patch = pytest.MonkeyPatch
@@ -75,26 +77,47 @@ def timeouts_are_not_counted(patch: Patch) -> None:
 
 
 def the_baseline_moves_while_overloaded(patch: Patch) -> None:
-    learn = GradientLimit._learn
+    judge = GradientLimit._judge_slowness
 
-    def learned(self: GradientLimit, window: Any, mean_s: float, *, in_use: bool) -> float:
-        limit = learn(self, window, mean_s, in_use=in_use)
-        self._drift_towards(mean_s)
-        return limit
+    def judged(self: GradientLimit, window: Any, mean_s: float, *, in_use: bool) -> float | None:
+        room = judge(self, window, mean_s, in_use=in_use)
+        self._drift_towards(mean_s, 0.1)
+        return room
 
-    patch.setattr(GradientLimit, "_learn", learned)
+    patch.setattr(GradientLimit, "_judge_slowness", judged)
 
 
 def a_limit_lowered_in_vain_stays_low(patch: Patch) -> None:
-    patch.setattr(GradientLimit, "_judge_descent", lambda self, _window, _mean_s: self._limit)
+    patch.setattr(GradientLimit, "_room", lambda _self, _before, _mean_s: None)
 
 
 def a_few_slow_calls_lower_the_limit(patch: Patch) -> None:
-    patch.setattr(GradientLimit, "_latency_says_nothing", lambda _self, _window, _gradient: False)
+    patch.setattr(GradientLimit, "_is_no_reason", lambda *_call, **_told: False)
 
 
-def started_into_overload() -> None:
-    default_limit.test_a_relay_that_starts_into_an_overload_serves_what_there_is_capacity_for(3, 0.95)
+def a_part_of_a_permit_counts_as_one(patch: Patch) -> None:
+    patch.setattr(GradientLimit, "_in_use", lambda self, window: window.peak_in_flight >= 0.8 * self._limit)
+
+
+def windows_begin_under_the_old_limit(patch: Patch) -> None:
+    add = Sampler.add
+
+    def added(self: Sampler, outcome: Any, held_s: float, in_flight: int, *rest: float) -> Any:
+        return add(self, outcome, held_s, min(in_flight, int(rest[-1])), *rest)
+
+    patch.setattr(Sampler, "add", added)
+
+
+def a_first_baseline_is_believed(patch: Patch) -> None:
+    patch.setattr(Baseline, "is_proven", lambda _self, _rate_per_s: True)
+
+
+def limits_are_new_in_time() -> None:
+    many_overloads.check_limits(range(5000, 5015))
+
+
+def a_block_of_overloads() -> None:
+    many_overloads.check_block(0, 3.0, 0.95)
 
 
 MUTANTS: tuple[tuple[Callable[[Patch], None], Callable[[], None]], ...] = (
@@ -123,7 +146,10 @@ MUTANTS: tuple[tuple[Callable[[Patch], None], Callable[[], None]], ...] = (
         ),
     ),
     (timeouts_are_not_counted, default_limit.test_a_silent_service_gets_the_floor_and_is_found_again),
-    (the_baseline_moves_while_overloaded, started_into_overload),
+    (the_baseline_moves_while_overloaded, limits_are_new_in_time),
+    (a_part_of_a_permit_counts_as_one, a_block_of_overloads),
+    (windows_begin_under_the_old_limit, a_block_of_overloads),
+    (a_first_baseline_is_believed, limits_are_new_in_time),
     (
         a_limit_lowered_in_vain_stays_low,
         default_limit.test_a_service_that_only_takes_longer_gets_as_many_calls_as_before,

@@ -14,7 +14,7 @@ from relay_service.core.policy import BreakerPolicy
 from relay_service.unary import UnaryCall
 
 Patch = pytest.MonkeyPatch
-SEEDS = 5
+SEEDS = 3
 
 
 def with_policy(**changes: Any) -> Callable[[Patch], None]:

@@ -226,9 +226,6 @@ class Reply:
         self.code, self.message, self.trailers = code, message, dict(trailers)
         self.answered_at = self._clock.now
 
-    def reset(self) -> None:
-        raise AssertionError("the relay resets no caller that is still there")
-
     def consumed(self, size_bytes: int) -> None:
         self.window_bytes += size_bytes
 

@@ -3,9 +3,8 @@
 import asyncio
 import gc
 import random
-import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import grpc
@@ -176,14 +175,6 @@ async def listen(service: Service, cleanup: Any) -> Any:
 
 
 @pytest.fixture
-def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
-@pytest.fixture
 def eventually() -> Any:
     """Wait, bounded, for a condition that no event tells of."""
 
@@ -195,6 +186,15 @@ def eventually() -> Any:
         return result
 
     return wait
+
+
+@pytest.fixture(scope="session", autouse=True)
+def what_was_there_before() -> Iterator[None]:
+    """Set aside, so that looking for what a test left behind does not look at every module each time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

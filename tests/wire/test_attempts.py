@@ -8,6 +8,7 @@ from relay_service.core.status import Code
 from relay_service.message import frame
 from relay_service.upstream import UpstreamState
 from relay_service.wire.liveness import LivenessSettings
+from tests.ports import free_port
 
 OK = [(b":status", b"200"), (b"content-type", b"application/grpc")]
 REFUSED, CANCEL, CALM = ngh2.ErrorCode.REFUSED_STREAM, ngh2.ErrorCode.CANCEL, ngh2.ErrorCode.ENHANCE_YOUR_CALM
@@ -325,8 +326,8 @@ async def test_evidence_is_true_wherever_the_connection_is_cut(upstream, new_sin
     assert seen, "no cut came late enough to be ambiguous"
 
 
-async def test_on_end_is_never_called_from_inside_start(upstream, new_sink, free_port):
-    up = upstream(f"127.0.0.1:{free_port}")
+async def test_on_end_is_never_called_from_inside_start(upstream, new_sink):
+    up = upstream(f"127.0.0.1:{free_port()}")
     sink = new_sink()
     up.start("a.B/C", (), None, sink)
     assert not sink.ends
@@ -339,10 +340,8 @@ async def test_on_end_is_never_called_from_inside_start(upstream, new_sink, free
     await at_once.end()
 
 
-async def test_an_attempt_cancelled_after_it_failed_to_start_hears_nothing(
-    upstream, new_sink, free_port, eventually
-):
-    up = upstream(f"127.0.0.1:{free_port}", backoff_initial_s=30, backoff_max_s=30)
+async def test_an_attempt_cancelled_after_it_failed_to_start_hears_nothing(upstream, new_sink, eventually):
+    up = upstream(f"127.0.0.1:{free_port()}", backoff_initial_s=30, backoff_max_s=30)
     await eventually(lambda: up.state is UpstreamState.BACKING_OFF)
     doomed, witness = new_sink(), new_sink()
     started = up.start("a.B/C", (), None, doomed)

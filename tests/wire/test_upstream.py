@@ -14,6 +14,7 @@ from relay_service.upstream import Upstream, UpstreamSettings, UpstreamState
 from relay_service.wire.client import ClientState
 from relay_service.wire.connection import ConnectionSettings
 from relay_service.wire.dial import Target
+from tests.ports import free_port
 from tests.wire.asking import OK, answer, ask
 
 
@@ -56,9 +57,9 @@ async def test_attempts_wait_for_the_first_connection(upstream, raw_server, new_
 
 
 async def test_an_upstream_that_is_away_fails_attempts_at_once_with_the_reason(
-    upstream, new_sink, free_port, eventually
+    upstream, new_sink, eventually
 ):
-    up = upstream(f"127.0.0.1:{free_port}", backoff_initial_s=30, backoff_max_s=30)
+    up = upstream(f"127.0.0.1:{free_port()}", backoff_initial_s=30, backoff_max_s=30)
     await eventually(lambda: up.state is UpstreamState.BACKING_OFF)
     sink = new_sink()
     ask(up, sink)
@@ -241,10 +242,8 @@ async def test_a_sink_that_fails_does_not_silence_the_others(upstream, raw_serve
     assert "failed" in caplog.text
 
 
-async def test_a_sink_that_fails_does_not_silence_those_that_wait_with_it(
-    upstream, free_port, new_sink, caplog
-):
-    up = upstream(f"127.0.0.1:{free_port}", connections=1, patience_s=0.0, backoff_initial_s=30)
+async def test_a_sink_that_fails_does_not_silence_those_that_wait_with_it(upstream, new_sink, caplog):
+    up = upstream(f"127.0.0.1:{free_port()}", connections=1, patience_s=0.0, backoff_initial_s=30)
     sinks = [new_sink() for _ in range(3)]
     for sink in sinks:
         ask(up, sink)

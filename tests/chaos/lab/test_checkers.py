@@ -255,6 +255,14 @@ def test_pressure_is_read_where_the_machine_tells_it(tmp_path):
     assert cpu_waited_s(tmp_path / "none") == 0.0
 
 
+def test_a_refusal_without_a_reason_is_named_unless_the_client_lost_it_with_its_connection():
+    silent = failed(7, origin="relay", reason=None)
+    calls = [*CALLS[:7], silent, *CALLS[8:]]
+    assert invariants.all_accounted_for(COUNT, calls).offenders[0].call_id == 7
+    calls[7] = replace(silent, message="Stream removed (Socket closed)")
+    assert invariants.all_accounted_for(COUNT, calls).verdict is Verdict.HELD
+
+
 def arriving(per_second):
     """Looks at a downstream that gets so many attempts in each second, ten looks a second."""
     totals = [0.0]

@@ -9,7 +9,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ import pytest
 
 from chaos.toxiproxy.launcher import launch
 from protos.downstream.v1 import payment_pb2, payment_pb2_grpc
+from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[3]
 READY_TIMEOUT_S = 30.0
@@ -36,7 +36,7 @@ class Outside:
     def __init__(self, compose: dict[str, Any], directory: Path) -> None:
         self._services = compose["services"]
         self._directory = directory
-        self._ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
+        self._ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
 
     def translate(self, text: str) -> str:
         """What stands in the file, as it must be said out here."""
@@ -97,15 +97,6 @@ class Outside:
     def _environment(self, given: dict[str, str]) -> dict[str, str]:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RELAY_", "OTEL_"))}
         return inherited | {name: self.translate(value) for name, value in given.items()}
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago. All are held until the last is found, so none comes twice."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for held in sockets:
-            held.bind(("127.0.0.1", 0))
-        return [held.getsockname()[1] for held in sockets]
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import asyncio
 import json
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,18 +42,28 @@ class Member:
     command: list[str]
     address: str = FREE
     admin: str = FREE
+    pid: int = 0
     channel: grpc.aio.Channel | None = None
 
     async def start(self, *more: str) -> None:
         ready = await self.process.start([*self.command, *self._where(), *more])
         self.address = ready.get("relay") or ready["listen"]
         self.admin = ready.get("admin", "")
+        self.pid = ready.get("pid", 0)
         self.channel = grpc.aio.insecure_channel(self.address, CHANNEL_OPTIONS)
 
     async def start_again(self, *more: str) -> None:
         """kill -9, if it still runs, and start at the same address; callers keep their channel."""
         await self.process.kill()
         await self.process.start([*self.command, *self._where(), *more])
+
+    async def is_stopped(self) -> bool:
+        """Whether the process is stopped (SIGSTOP), as the system sees it."""
+        ps = await asyncio.create_subprocess_exec(
+            "ps", "-o", "stat=", "-p", str(self.pid), stdout=asyncio.subprocess.PIPE
+        )
+        out, _ = await ps.communicate()
+        return out.startswith(b"T")
 
     def _where(self) -> list[str]:
         is_relay = "relay_service" in self.command
@@ -79,20 +89,29 @@ class Site:
     relays: list[Member] = field(default_factory=list)
     downstream: Member | None = None
 
-    async def start(self, policy: dict[str, Any], relays: int = 1, *downstream_args: str) -> "Site":
-        """Everything; the result is the site itself."""
+    async def start(
+        self, policy: dict[str, Any], relays: int = 1, *downstream_args: str, first: Sequence[str] = ()
+    ) -> "Site":
+        """Everything, the first relay with these arguments besides; the result is the site itself."""
         serve = [sys.executable, "-m", "downstream_service", "serve", "--ready-json"]
         ledger = ["--ledger", str(self.run_dir / "ledger.sqlite")]
         process = ManagedProcess("downstream", self.run_dir / "downstream.log")
         self.downstream = Member(process, [*serve, *ledger, *downstream_args])
         await self.downstream.start()
         (self.run_dir / "policy.json").write_text(json.dumps(policy))
-        for _ in range(relays):
-            await self.add_relay("--store", self.store)
+        added = [
+            self._add("--store", self.store, *(first if number == 0 else ())) for number in range(relays)
+        ]
+        await asyncio.gather(*(relay.start() for relay in added))
         return self
 
     async def add_relay(self, *more: str) -> Member:
         """One more relay, with these arguments besides the usual ones."""
+        relay = self._add(*more)
+        await relay.start()
+        return relay
+
+    def _add(self, *more: str) -> Member:
         assert self.downstream is not None
         name = f"relay-{len(self.relays)}"
         command = [
@@ -102,12 +121,12 @@ class Site:
         ]
         relay = Member(ManagedProcess(name, self.run_dir / f"{name}.log"), command)
         self.relays.append(relay)
-        await relay.start()
         return relay
 
     async def stop(self) -> None:
-        for member in [*self.relays, *([self.downstream] if self.downstream else [])]:
-            await member.stop()
+        await asyncio.gather(*(relay.stop() for relay in self.relays))
+        if self.downstream is not None:
+            await self.downstream.stop()
 
     async def set_faults(self, *faults: dict[str, Any]) -> None:
         assert self.downstream is not None

@@ -29,9 +29,8 @@ async def test_a_thousand_calls_with_one_key_over_two_relays_are_one_effect_and_
 
 
 async def test_a_relay_stopped_past_its_lease_writes_nothing_when_it_wakes(shared_site: Site) -> None:
-    first, second = (await shared_site.start(policy_of(lease="0.5s"), 2)).relays
-    await first.stop()
-    await first.start("--fault-point", "dispatched:stop:1")
+    asleep_at = ("--fault-point", "dispatched:stop:1")
+    first, second = (await shared_site.start(policy_of(lease="0.5s"), 2, first=asleep_at)).relays
     asleep = asyncio.create_task(charge(first, "k1", timeout_s=30))
     await until(lambda: _listed(shared_site, "k1", 1))
     taken_over = await charge(second, "k1")
@@ -47,10 +46,9 @@ async def test_a_relay_stopped_past_its_lease_writes_nothing_when_it_wakes(share
 
 async def test_what_a_stopped_relay_may_have_sent_is_unknown_until_it_wakes(shared_site: Site) -> None:
     """The downstream ignores keys, so nobody else may try."""
-    site = await shared_site.start(policy_of("NONE", lease="0.5s"), 2, "--ignore-keys")
+    asleep_at = ("--fault-point", "claimed:stop:1")
+    site = await shared_site.start(policy_of("NONE", lease="0.5s"), 2, "--ignore-keys", first=asleep_at)
     first, second = site.relays
-    await first.stop()
-    await first.start("--fault-point", "claimed:stop:1")
     asleep = asyncio.create_task(charge(first, "k1", timeout_s=30))
     await until(lambda: _listed(site, "k1", 1))
     assert (await charge(second, "k1")).decision == "OUTCOME_UNKNOWN"
@@ -63,9 +61,8 @@ async def test_what_a_stopped_relay_may_have_sent_is_unknown_until_it_wakes(shar
 
 
 async def test_a_relay_killed_under_load_leaves_its_keys_to_the_other(shared_site: Site) -> None:
-    first, second = (await shared_site.start(policy_of(lease="0.5s"), 2)).relays
-    await first.stop()
-    await first.start("--fault-point", "answered:kill:20")
+    killed_at = ("--fault-point", "answered:kill:20")
+    first, second = (await shared_site.start(policy_of(lease="0.5s"), 2, first=killed_at)).relays
     keys = [f"k{number}" for number in range(60)]
     calls = [asyncio.create_task(charge(first, key, timeout_s=5)) for key in keys]
     assert await first.process.wait() == -signal.SIGKILL

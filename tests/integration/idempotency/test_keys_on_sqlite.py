@@ -192,6 +192,22 @@ async def test_a_relay_killed_at_any_step_leaves_one_effect_or_an_open_outcome(
             assert one.decision == "OUTCOME_UNKNOWN", (key, one)
 
 
+async def test_a_relay_stopped_past_its_lease_goes_on_with_what_nobody_took(site: Site) -> None:
+    """There is one relay on SQLite: while it sleeps nobody takes its key over, and its fence still counts."""
+    relay = (await site.start(policy_of(lease="0.5s"))).relays[0]
+    await relay.stop()
+    await relay.start("--fault-point", "dispatched:stop:1")
+    asleep = asyncio.create_task(charge(relay, "k1", timeout_s=30))
+    await until(relay.is_stopped)
+    await asyncio.sleep(1.0)  # the lease's time, not a wait for something
+    relay.process.resume()
+    late, again = await asyncio.gather(asleep, charge(relay, "k1", timeout_s=30))
+    assert (late.code, again.code, late.reply) == (OK, OK, again.reply)
+    assert [late.status, again.status].count("executed") == 1
+    assert (await site.effects())["k1"] == 1
+    assert (await site.record("k1")).state == "DONE"
+
+
 async def test_a_relay_that_is_told_to_stop_settles_the_work_that_its_callers_left(site: Site) -> None:
     relay = (await site.start(policy_of())).relays[0]
     await site.set_faults({"latency": {"fixed": "1s"}})

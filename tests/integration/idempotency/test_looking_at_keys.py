@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -27,14 +28,19 @@ async def relay(*arguments: str) -> tuple[int, str, str]:
     return process.returncode, out.decode(), err.decode()
 
 
-@pytest_asyncio.fixture(loop_scope="module")
-async def three_keys(site: Site) -> Site:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def three_keys(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
     """One done, one whose outcome nobody knows, one that was never seen."""
-    await site.start(policy_of("NONE"))
-    await charge(site.relays[0], "done")
-    await site.set_faults({"failure": {"code": 13, "when": "WHEN_AFTER_EFFECT"}})
-    await charge(site.relays[0], "open")
-    return site
+    folder = tmp_path_factory.mktemp("three-keys")
+    site = Site(folder, f"sqlite:{folder / 'relay.db'}")
+    try:
+        await site.start(policy_of("NONE"))
+        await charge(site.relays[0], "done")
+        await site.set_faults({"failure": {"code": 13, "when": "WHEN_AFTER_EFFECT"}})
+        await charge(site.relays[0], "open")
+        yield site
+    finally:
+        await site.stop()
 
 
 async def test_a_key_is_shown_and_an_open_outcome_is_listed(three_keys: Site) -> None:

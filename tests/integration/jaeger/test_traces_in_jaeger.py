@@ -8,7 +8,6 @@ import asyncio
 import json
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -27,6 +26,7 @@ import pytest_asyncio
 from chaos.processes import guarded
 from chaos.stack import Stack, StackConfig
 from protos.downstream.v1 import payment_pb2, payment_pb2_grpc
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.jaeger, pytest.mark.timeout(1800)]
 
@@ -60,13 +60,6 @@ def find_jaeger() -> str:
         # Not a skip: whoever runs this check asked for it, and must hear that it did not take place.
         pytest.fail(f"`go install {MODULE}` failed: {built.stderr.strip()[-2000:]}")
     return str(CACHE / "jaeger")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Jaeger:

@@ -15,6 +15,8 @@ import asyncpg
 import grpc.aio
 import pytest
 from google.protobuf.json_format import ParseDict
+from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.status_pb2 import Status
 
 from chaos.processes import ManagedProcess
 from protos.downstream.v1 import fault_pb2, fault_pb2_grpc, payment_pb2, payment_pb2_grpc
@@ -346,6 +348,14 @@ def accounts(count: int) -> Iterable[str]:
     return (f"account-{number}" for number in range(count))
 
 
+def reason_of(error: grpc.aio.AioRpcError) -> str:
+    """Why one of the relay's own services refused."""
+    packed = dict(error.trailing_metadata())["grpc-status-details-bin"]
+    info = ErrorInfo()
+    Status.FromString(packed).details[0].Unpack(info)
+    return info.reason
+
+
 @pytest.fixture
 def helpers() -> Any:
     """What the tests share."""
@@ -354,7 +364,7 @@ def helpers() -> Any:
         pass
 
     found = Helpers()
-    for function in (policy, a_charge, eventually, all_ended, accounts):
+    for function in (policy, a_charge, eventually, all_ended, accounts, reason_of):
         setattr(found, function.__name__, staticmethod(function).__func__)
     found.BATCH = BATCH  # type: ignore[attr-defined]
     found.ENDED = ENDED  # type: ignore[attr-defined]

@@ -1,6 +1,7 @@
 """Alerts of a real relay at a real webhook: dead letters that pile up, and a breaker that stays open."""
 
 import asyncio
+import urllib.request
 from typing import Any
 
 import pytest
@@ -29,6 +30,11 @@ async def hook() -> Any:
         yield got, f"http://127.0.0.1:{runner.addresses[0][1]}/"
     finally:
         await runner.cleanup()
+
+
+def the_page(address: str) -> str:
+    with urllib.request.urlopen(f"http://{address}/", timeout=10) as answer:
+        return str(answer.read().decode())
 
 
 async def test_dead_letters_that_pile_up_and_a_breaker_that_stays_open_are_told(
@@ -68,5 +74,10 @@ async def test_dead_letters_that_pile_up_and_a_breaker_that_stays_open_are_told(
 
     await helpers.eventually(taken)
     await told("breaker_open", "warning")
+    (alert,) = (await relay.admin.GetStats(helpers.admin_pb2.GetStatsRequest(), timeout=10)).stats.alerts
+    assert (alert.alert, alert.severity) == ("breaker_open", "warning")
+    page = await asyncio.to_thread(the_page, relay.addresses["http"])
+    assert "warning: breaker_open" in page
+    assert "Durable jobs" in page
     assert "alert breaker_open" in (lab.folder / "relay-0.log").read_text()
     assert {one["relay"] for one in got} == {got[0]["relay"]}

@@ -19,8 +19,9 @@ async def test_letters_whose_effect_exists_are_told_apart_and_not_done_twice(lab
     await asyncio.gather(*(relay.submit(f"k-{n}", account=f"a-{n}") for n in range(10)))
     await helpers.all_ended(relay, 10)
     await lab.heal()
-    _, report = await relay.replay(canary=0, rate_per_second=500)
-    assert report.already_executed == 10
+    ends, report = await relay.replay(canary=0, rate_per_second=500)
+    assert {end.forecast.protection for end in ends} == {dead_letter_pb2.PROTECTION_KEYED}
+    assert (report.already_executed, len(report.contradicted)) == (10, 0)
     assert set((await lab.effects()).values()) == {1}
 
 

@@ -5,18 +5,9 @@ from typing import Any
 
 import grpc.aio
 import pytest
-from google.rpc.error_details_pb2 import ErrorInfo
-from google.rpc.status_pb2 import Status
 
 from protos.downstream.v1 import payment_pb2
 from protos.relay.v1 import admin_pb2, job_pb2
-
-
-def reason_of(error: grpc.aio.AioRpcError) -> str:
-    packed = dict(error.trailing_metadata())["grpc-status-details-bin"]
-    info = ErrorInfo()
-    Status.FromString(packed).details[0].Unpack(info)
-    return info.reason
 
 
 async def test_a_job_is_accepted_durably_run_once_and_its_answer_can_be_had(lab: Any, helpers: Any) -> None:
@@ -64,12 +55,12 @@ async def test_what_cannot_be_run_is_refused_with_its_reason(lab: Any, helpers: 
     ):
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await relay.submit(**changes)
-        assert reason_of(refused.value) == wanted
+        assert helpers.reason_of(refused.value) == wanted
     work = helpers.a_charge()
     work.method = "downstream.v1.PaymentService/WatchCharges"
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await relay.jobs.Submit(job_pb2.SubmitRequest(work=work))
-    assert reason_of(refused.value) == "JOB_INVALID"
+    assert helpers.reason_of(refused.value) == "JOB_INVALID"
 
 
 async def test_cancelled_and_paused_jobs_do_not_run_and_an_order_key_keeps_its_order(

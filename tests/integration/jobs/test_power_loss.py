@@ -89,7 +89,9 @@ async def lost(lab: Any, helpers: Any, told: Acknowledged) -> list[str]:
     try:
         relay = await lab.relay(helpers.policy(), store=f"sqlite:{lab.folder / 'left' / 'relay.db'}")
     except ProcessError as error:
-        return [str(error)]
+        if "before it was ready" in str(error):
+            return [f"the store is refused: {error}"]
+        raise
     jobs = {job.id: job for job in await relay.all_jobs()}
     complaints = [f"job {job_id} is gone" for job_id in (told.jobs | told.replays.keys()) - jobs.keys()]
     for letter_id in told.letters:

@@ -1,11 +1,8 @@
 """The whole stack as real processes, shared by the tests of a module; each test starts from a healthy one."""
 
 import asyncio
-import shutil
-import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grpc.aio
@@ -15,6 +12,7 @@ from google.protobuf.json_format import ParseDict
 
 from chaos.stack import Stack, StackConfig
 from protos.downstream.v1 import fault_pb2, fault_pb2_grpc, payment_pb2, payment_pb2_grpc
+from tests.programs import find_or_skip
 
 CHANNEL_OPTIONS = [
     ("grpc.enable_retries", 0),
@@ -97,10 +95,7 @@ async def lab(shared_lab: Lab) -> Lab:
 
 @pytest.fixture
 def grpcurl() -> str:
-    found = shutil.which("grpcurl", path=f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin")
-    if found is None:
-        pytest.skip("grpcurl is not installed: it comes with requirements.lock, or put one on PATH")
-    return found
+    return find_or_skip("grpcurl", "it comes with requirements.lock")
 
 
 def charge(account: str = "alice", amount: int = 100) -> payment_pb2.ChargeRequest:

@@ -29,6 +29,7 @@ def policy(known: dict[str, Any]) -> dict[str, Any]:
             ],
             "admission": {"workers": WORKERS, "queueCapacity": QUEUE},
             "bulkhead": {},
+            "methods": [{"name": [{}], "attemptTimeout": "60s"}],
             "off": ["breaker"],
         }
     }
@@ -47,7 +48,7 @@ async def test_an_upstream_that_hangs_fills_its_compartment_and_no_other(sites, 
     site = await sites.start("hangs", "well", policy=policy)
     await site.downstreams["hangs"].set_faults({"hang": {}, "methods": [CHARGE]})
     hanging = [
-        asyncio.ensure_future(site.payments.Charge(a_charge(), timeout=8)) for _ in range(WORKERS + QUEUE)
+        asyncio.ensure_future(site.payments.Charge(a_charge(), timeout=60)) for _ in range(WORKERS + QUEUE)
     ]
 
     def is_full(stats: Any) -> bool:
@@ -62,7 +63,9 @@ async def test_an_upstream_that_hangs_fills_its_compartment_and_no_other(sites, 
     info = error_info(refused.value)
     assert (refused.value.code(), info.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
     assert dict(info.metadata) == {"method": CHARGE, "bulkhead": "hangs"}
-    served = [await site.payments.ListCharges(payment_pb2.ListChargesRequest(), timeout=2) for _ in range(20)]
+    served = [
+        await site.payments.ListCharges(payment_pb2.ListChargesRequest(), timeout=10) for _ in range(20)
+    ]
     assert len(served) == 20
     stats = await site.stats()
     well = stats.upstreams[1]
