@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from chaos import invariants
 from chaos.evidence import RECOVERY, STEADY, Evidence
 from chaos.findings import Finding, Verdict
-from chaos.history import CallRecord, LoadSample
-from chaos.invariants.recovery import WINDOW_S, time_to_recover
+from chaos.history import CallRecord
+from chaos.invariants.recovery import time_to_recover
 from chaos.invariants.second_attempts import seconds
 from chaos.percentile import percentile_of
 from chaos.runner.judge import RECOVERY_SHARE
 from chaos.scenarios.expectations import settled
 
+CLEAN_S = 1.0
+"""What is bad so shortly before the end has not come back."""
 CALLS_IN_A_SECOND_MIN = 10
 """A second with fewer calls says nothing of attempts per call."""
 
@@ -38,8 +40,7 @@ class Measured:
     recovery_s: float | None
     """From the end of the fault until the last quarter of a second with too few successes; None: not back."""
     goodput_after: float | None
-    """Successes for each operation offered, after the time that recovery is given, over those before the
-    fault: the goodput of one load over that of the same load."""
+    """Goodput for each operation offered, after the time given for recovery, over that before the fault."""
     critical: float | None
     """The success of calls of class CRITICAL during the fault; None where classes play no part."""
     held: int
@@ -64,7 +65,7 @@ def measure(evidence: Evidence, findings: Sequence[Finding], within_s: float) ->
         attempts_per_call=_attempts_per_call(evidence, during),
         attempts_worst_second=_worst_second(evidence),
         attempts_per_first=_attempts_per_first(evidence),
-        late_work=_late_work(evidence.loads_between(struck.begin_s, until_s)),
+        late_work=_late_work(evidence, struck.begin_s, until_s),
         recovery_s=_recovery_s(evidence, until_s),
         goodput_after=_ratio(
             _yield(evidence, after_s, until_s), _yield(evidence, before.begin_s, before.end_s)
@@ -90,10 +91,9 @@ def _goodput(evidence: Evidence, begin_s: float, end_s: float) -> float:
 
 
 def _yield(evidence: Evidence, begin_s: float, end_s: float) -> float:
-    """Successes of operations begun in the window, for each of them."""
-    begun = {call.operation for call in evidence.calls_between(begin_s, end_s) if call.client_try == 1}
-    good = {call.operation for call in evidence.calls if call.ok} & begun
-    return len(good) / len(begun) if begun else 0.0
+    """What was answered OK in the window for each operation begun in it."""
+    offered = sum(call.client_try == 1 for call in evidence.calls_between(begin_s, end_s))
+    return _goodput(evidence, begin_s, end_s) * (end_s - begin_s) / offered if offered else 0.0
 
 
 def _share(calls: Collection[CallRecord]) -> float:
@@ -133,16 +133,19 @@ def _attempts_per_first(evidence: Evidence) -> float | None:
     return _ratio(attempts, attempts - again)
 
 
-def _late_work(samples: Sequence[LoadSample]) -> float | None:
+def _late_work(evidence: Evidence, begin_s: float, end_s: float) -> float | None:
+    """Of what was done, each success being one piece of it."""
+    samples = evidence.loads_between(begin_s, end_s)
     if len(samples) < 2:
         return None
-    return _ratio(samples[-1].wasted - samples[0].wasted, samples[-1].effects - samples[0].effects)
+    wasted = samples[-1].wasted - samples[0].wasted
+    return _ratio(wasted, wasted + sum(call.ok and begin_s <= call.done_s < end_s for call in evidence.calls))
 
 
 def _recovery_s(evidence: Evidence, until_s: float) -> float | None:
     healed_s = evidence.struck.end_s
     took_s = time_to_recover(invariants.final_tries(evidence.calls), healed_s, until_s, RECOVERY_SHARE)
-    return took_s if took_s < until_s - healed_s - WINDOW_S else None
+    return took_s if took_s < until_s - healed_s - CLEAN_S else None
 
 
 def _ratio(above: float, below: float) -> float | None:
