@@ -30,6 +30,8 @@ PAIR_SLOWER = replace(PAIR, service_ms=3 * PAIR.service_ms)
 TRIO_ALONE = replace(SMALL, workers=1)
 FOUND = StackShape(overlaid(LAB, adaptive(initial=20, queue=10)), capacity=PAIR)
 """Nothing true is told: no capacity, no service time, no limit."""
+FOUND_SLOW = StackShape(overlaid(LAB, adaptive(initial=10, queue=10)), capacity=SLOW_PAIR)
+"""Twenty under way would take longer there than an attempt is given, and open the breaker."""
 LONG = Timing(steady_s=3.0, fault_s=20.0, recovery_s=5.0)
 """Long enough for one in a hundred to be told from none."""
 CHANGES = Timing(steady_s=3.0, fault_s=30.0, recovery_s=5.0)
@@ -118,7 +120,7 @@ OVERLOAD = (
         "A flood of SHEDDABLE calls of twelve times the capacity costs the CRITICAL ones nothing.",
         (Placed(Flood(25), begin=0.05, end=0.95),),
         Traffic(mix=(CRITICAL,), flood=(SHEDDABLE,), rate_per_s=12.5, timeout_s=1.0),
-        replace(FOUND, capacity=SLOW_PAIR),
+        FOUND_SLOW,
         expects=(class_served("CRITICAL", 0.994), useful_refusals(1.0), fast_refusals(0.5)),
         timing=replace(LONG, fault_s=30.0),
         short=OVERLOAD_TIME,
