@@ -24,6 +24,8 @@ class Evidence:
     """When the last caller had its answer."""
     traces_one_in: int = 1
     """Of so many traces one was read; 1 is all of them."""
+    relay_memory_peak_mb: float | None = None
+    """None where the machine does not say."""
 
     @property
     def calls(self) -> Collection[CallRecord]:

@@ -117,6 +117,8 @@ def _deaths(evidence: Evidence) -> Iterator[tuple[float, float]]:
 def measures_of(evidence: Evidence) -> dict[str, float]:
     """The run in a few numbers, for programs and for comparing runs."""
     measures: dict[str, float] = {"calls": len(evidence.calls)}
+    if evidence.relay_memory_peak_mb is not None:
+        measures["relay_memory_peak_mb"] = evidence.relay_memory_peak_mb
     for name in (STEADY, FAULT, RECOVERY):
         calls = evidence.calls_in(name)
         phase = evidence.phase(name)

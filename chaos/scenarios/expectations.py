@@ -187,18 +187,6 @@ def fast_refusals(within_s: float, share: float = 0.9) -> Expectation:
     return Expectation(f"{share:.0%} of refusals come within {within_s:g} s", judge)
 
 
-def little_waste(share: float) -> Expectation:
-    """The downstream works for those who still wait."""
-
-    def judge(evidence: Evidence) -> Finding:
-        window = evidence.struck
-        begin_s = window.begin_s + SETTLED * (window.end_s - window.begin_s)
-        samples = evidence.loads_between(begin_s, window.end_s)
-        return invariants.little_work_wasted(samples, share, MINIMUM_CALLS)
-
-    return Expectation(f"at most {share:.0%} of the work is for nobody", judge)
-
-
 def amplification(ratio: float, burst: float = 20) -> Expectation:
     """Attempts that arrive for each call, over the run."""
 

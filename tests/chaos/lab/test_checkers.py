@@ -263,6 +263,15 @@ def test_a_refusal_without_a_reason_is_named_unless_the_client_lost_it_with_its_
     assert invariants.all_accounted_for(COUNT, calls).verdict is Verdict.HELD
 
 
+@pytest.mark.parametrize("status", ["replayed", "coalesced"])
+def test_an_answer_that_was_given_to_another_call_needs_no_attempt_of_its_own(status):
+    trace = CALLS[1].trace_id
+    root = SpanRecord(trace, "a", "", "Charge", "chaos-client", "CLIENT", 0, 1, False)
+    server = SpanRecord(trace, "b", "a", "Charge", "relay", "SERVER", 0, 1, False)
+    replayed = call(1, traced=True, idempotency=status)
+    assert traces_are_whole([replayed], {trace: [root, server]}).verdict is Verdict.HELD
+
+
 def arriving(per_second):
     """Looks at a downstream that gets so many attempts in each second, ten looks a second."""
     totals = [0.0]
