@@ -57,9 +57,9 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """A limit that was lowered since, and how long attempts took under it."""
+    """A limit that was lowered since, as it was enforced, and how long attempts took under it."""
 
-    limit: float
+    limit: int
     mean_s: float
 
     def room_for(self, mean_s: float) -> float:
@@ -241,13 +241,13 @@ class GradientLimit:
         if baseline is not None and in_use and not baseline.is_proven(window.rate_per_s):
             self._baseline = None
         before = self._before
-        if before is not None and self._limit <= STEP_DOWN * before.limit:
+        if before is not None and self.limit <= STEP_DOWN * before.limit:
             if (room := self._room(before, mean_s)) is not None:
                 return room
-            self._before = Before(self._limit, mean_s)
+            self._before = Before(self.limit, mean_s)
         elif before is None or mean_s > 1.05 * before.mean_s:
             # Still getting slower: only what follows the worst can show what a lower limit does.
-            self._before = Before(self._limit, mean_s)
+            self._before = Before(self.limit, mean_s)
         if self._limit <= self._policy.min:
             self._settle(mean_s, math.inf if before is None else before.rate_per_s)
         return None
@@ -256,7 +256,7 @@ class GradientLimit:
         """How many fit, when a lower limit has shown what attempts take; None while they still queue."""
         room = before.room_for(mean_s)
         rising = mean_s > RISING * before.mean_s or self._capped(mean_s) < mean_s
-        if rising or room <= ROOM * self._limit:
+        if rising or room <= ROOM * self.limit:
             return None
         if room < ALL * before.limit:
             self._settle(mean_s, before.rate_per_s)
