@@ -25,7 +25,8 @@ TICK_S = 0.1
 @dataclass(frozen=True, slots=True)
 class Measured:
     """Goodput over what the service could do, from `FOUND_S` after each change on; the share of its work that
-    ended after its caller's deadline; and the limits then, as multiples of the service's workers."""
+    ended after its caller's deadline; and the limits then, as multiples of the service's workers, or of the
+    least that the policy allows where that is more."""
 
     before: float
     lowered: float
@@ -59,9 +60,13 @@ def one_overload(seed: int, times: float) -> Measured:
     world.at(DROP_AT_S, lambda: world.service.becomes(**lowered))
     world.at(RETURN_AT_S, lambda: world.service.becomes(workers=workers, service_s=service_s))
     limits: list[float] = []
+
+    def note_limit() -> None:
+        limits.append(world.admission.workers / max(world.service.workers, policy.limit.min))
+
     for since_s, until_s in ((CALM_UNTIL_S, DROP_AT_S), (DROP_AT_S, RETURN_AT_S), (RETURN_AT_S, END_S)):
         for tick in range(int((since_s + FOUND_S) / TICK_S), int(until_s / TICK_S)):
-            world.at(tick * TICK_S, lambda: limits.append(world.admission.workers / world.service.workers))
+            world.at(tick * TICK_S, note_limit)
     crowds = (
         Crowd(0.5 * usual_per_s, timeout_s, until_s=CALM_UNTIL_S),
         Crowd(times * usual_per_s, timeout_s, since_s=CALM_UNTIL_S),

@@ -113,11 +113,13 @@ def a_first_baseline_is_believed(patch: Patch) -> None:
 
 
 def limits_are_new_in_time() -> None:
-    many_overloads.check_limits(range(5000, 5015))
+    """On these seeds the limit as it is does better than what is promised of all."""
+    many_overloads.check_limits(range(5000, 5030), share=0.95)
 
 
 def a_block_of_overloads() -> None:
-    many_overloads.check_block(0, 3.0, 0.95)
+    """The same."""
+    many_overloads.check_block(0, 3.0, seeds=25, one_run_least=0.8)
 
 
 MUTANTS: tuple[tuple[Callable[[Patch], None], Callable[[], None]], ...] = (
