@@ -17,8 +17,8 @@ stretch                mean   at least 0.9  at least 0.8  worst
 =====================  =====  ============  ============  =====
 
 The limit was typically at most three times the workers (or the least that is allowed) in 94.1 % of the runs
-at three times the load, and at least 0.9 times for nine tenths of the time in 98.7 %. What is demanded below
-leaves chance about twice as much as it took.
+at three times the load, and at least 0.9 times for nine tenths of the time in 98.7 %. What is demanded of a
+block below leaves room for chance.
 """
 
 import pytest
@@ -26,8 +26,9 @@ from limit_runs import Measured, critical_share, one_overload
 
 BLOCKS, SEEDS_IN_BLOCK = 3, 100
 MEAN_LEAST = 0.98
-GOOD, GOOD_SHARE = 0.9, 0.95
-"""So much goodput has so large a share of all runs."""
+GOOD, GOOD_SHARE = 0.9, 0.92
+"""So much goodput has so large a share of a block's runs; by chance fewer than one block in a thousand has less
+when one to two in a hundred of all are worse."""
 ONE_RUN_LEAST = 0.65
 """Of a single run. Fifty calls are all that a third of the smallest service does while it is looked at."""
 NEW_LIMIT_SHARE = 0.9
