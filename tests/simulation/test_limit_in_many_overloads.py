@@ -27,8 +27,8 @@ from limit_runs import Measured, critical_share, one_overload
 BLOCKS, SEEDS_IN_BLOCK = 3, 100
 MEAN_LEAST = 0.98
 GOOD, GOOD_SHARE = 0.9, 0.92
-"""So much goodput has so large a share of a block's runs; by chance fewer than one block in a thousand has less
-when one to two in a hundred of all are worse."""
+"""So much goodput has so large a share of a block's runs; when one to two in a hundred of all are worse,
+fewer than one block in a thousand has less by chance."""
 ONE_RUN_LEAST = 0.65
 """Of a single run. Fifty calls are all that a third of the smallest service does while it is looked at."""
 NEW_LIMIT_SHARE = 0.9
