@@ -99,7 +99,7 @@ def told_tries(spans_file: Path) -> Counter[bool]:
 async def test_most_who_come_back_when_told_are_served(
     tmp_path: Path, steps: tuple[tuple[float, float], ...]
 ) -> None:
-    # Beside other tests, so turns come late; without turns of their own 69 % are served in a lasting overload.
+    # Beside other tests turns come late; without turns of their own 69 % are served in a lasting overload.
     await check_told(tmp_path, SEED, steps, least=0.8)
 
 
