@@ -38,7 +38,7 @@ chaos: install ## every scenario in full, on the embedded Toxiproxy and, where t
 bench: $(VENV)/.bench ## relay, bare grpc.aio proxy and Envoy side by side
 	@$(BIN)/python -m tests.bench
 
-bench-store: install ## durable submits and keyed calls, as ratios to what this disk's fdatasync can do
+bench-store: install ## durable submits and keyed calls, as ratios to what disk and server can do at all
 	@$(BIN)/python -m tests.bench.store
 
 $(VENV)/.bench: $(INSTALLED) requirements-bench.lock

@@ -8,6 +8,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from chaos import scenario_cli
+from chaos.beside.cli import beside
 from chaos.comparison.cli import compare
 from chaos.experiments.cli import experiment
 from chaos.toxiproxy.cli import app as toxiproxy_app
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.add_typer(toxiproxy_app, name="toxiproxy")
 app.command()(experiment)
 app.command()(compare)
+app.command()(beside)
 app.command("list")(scenario_cli.list_scenarios)
 app.command()(scenario_cli.run)
 app.command()(scenario_cli.explore)

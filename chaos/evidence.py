@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from chaos.history import CallRecord, FaultWindow, History, LoadSample, Phase
+from chaos.history import CallRecord, FaultWindow, History, LoadSample, Phase, RelaySample
 from chaos.selection import chosen
 from chaos.traces import Traces
 
@@ -24,6 +24,8 @@ class Evidence:
     """When the last caller had its answer."""
     traces_one_in: int = 1
     """Of so many traces one was read; 1 is all of them."""
+    relay_memory_peak_mb: float | None = None
+    """None where the machine does not say."""
 
     @property
     def calls(self) -> Collection[CallRecord]:
@@ -55,3 +57,7 @@ class Evidence:
     def loads_between(self, begin_s: float, end_s: float) -> list[LoadSample]:
         """The looks at the downstream taken then."""
         return [sample for sample in self.history.loads if begin_s <= sample.at_s <= end_s]
+
+    def relays_between(self, begin_s: float, end_s: float) -> list[RelaySample]:
+        """The looks at the relay taken then."""
+        return [sample for sample in self.history.relays if begin_s <= sample.at_s <= end_s]

@@ -148,6 +148,10 @@ class RelaySample:
     breakers_refused: int = 0
     budget_tokens: float = 0.0
     spans_dropped: int = 0
+    hedges: int = 0
+    """Started so far."""
+    hedges_unpaid: int = 0
+    """Due, and not made because the budget was out."""
     spans_suppressed: int = 0
     """Failed calls of unsampled traces that got no span afterwards, because too many failed at once."""
 

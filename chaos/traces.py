@@ -225,7 +225,7 @@ def _gap(call: CallRecord, spans: Sequence[SpanRecord], hops: int) -> str | None
         and len({span.service for span in spans}) < SERVICES_OF_AN_ANSWER
     ):
         return "ends at the relay, though the upstream answered"
-    if call.attempts is not None and hops == 1:
+    if call.attempts is not None and hops == 1 and call.idempotency not in REPLAYS:
         made = sum(span.kind == "CLIENT" and span.service != CLIENT_SERVICE_NAME for span in spans)
         if made != call.attempts:
             return f"{made} attempt spans for {call.attempts} attempts"

@@ -14,7 +14,9 @@ from relay_service.refusal import Refusal
 
 def demand_of(head: CallHead, deadline: float | None) -> Demand:
     """What the call asks of the admission."""
-    return Demand(contract.criticality(head.metadata), deadline, contract.client_id(head.metadata))
+    return Demand(
+        contract.criticality(head.metadata), deadline, contract.client_id(head.metadata), head.retried
+    )
 
 
 def capped(head: CallHead, caps: CriticalityCaps) -> CallHead:

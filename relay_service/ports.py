@@ -68,6 +68,8 @@ class CallHead:
     bound: bool = False
     """To its own upstream: whoever makes the call makes it again when its outcome is unknown, which is
     harmless nowhere else."""
+    retried: bool = False
+    """Its client library has tried it before (``grpc-previous-rpc-attempts``, gRFC A6)."""
     runs: tuple[JobRun, ...] = ()
     """The jobs that it is made for; nothing of a caller's."""
 

@@ -331,7 +331,7 @@ class Relay:
         if keeping is not None and keys is not None and (key is not None or keeping.payload_keys):
             intent = Intent(head, way.upstream, policy, keeping, way.safety, hops, key, deadline)
             return KeyedCall(self, keys, intent, reply, observer.call_started(head, now))
-        demand = Demand(asked.criticality, deadline, asked.client)
+        demand = Demand(asked.criticality, deadline, asked.client, head.retried)
         # Who called has tried before, or will again: it could go to two services in turn.
         once = hops > 0 or head.once
         # A stream whose request is not kept cannot wait for another upstream.

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-CHAOS_ROOMS = ("stack", "report", "toxiproxy", "comparison", "experiments", "plugin")
+CHAOS_ROOMS = ("stack", "report", "toxiproxy", "comparison", "experiments", "plugin", "beside")
 
 
 @dataclass(frozen=True, slots=True)

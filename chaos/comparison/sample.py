@@ -157,7 +157,7 @@ def _boiled_down(entries: Iterable[Any], summary: Mapping[str, Any]) -> Run:
             elif isinstance(entry, CallRecord) and entry.outcome is not Outcome.UNSENT:
                 yield entry
 
-    memory_mb = summary.get(MEMORY_KEY)
+    memory_mb = summary.get(MEMORY_KEY, summary.get("measures", {}).get(MEMORY_KEY))
     run = from_calls("", calls(), float(memory_mb) if memory_mb is not None else None)
     return replace(run, scenario=str(summary.get("scenario", heads[0].name if heads else "")))
 

@@ -15,6 +15,7 @@ from chaos.experiments.arm import Arm, Evidence, Gauge, Outage
 from chaos.experiments.experiment import Results
 from chaos.faults import network_fault
 from chaos.history import HistoryWriter, LoadSample, Phase, read_entries
+from chaos.memory import memory_mb
 from chaos.observe import sampling
 from chaos.plan import LIST, make_plan
 from chaos.stack import Member, Stack
@@ -124,15 +125,6 @@ def write_policy(arm: Arm, folder: Path) -> str:
     path = folder / f"{arm.name}.json"
     path.write_text(json.dumps(arm.policy, indent=2) + "\n", encoding="utf-8")
     return str(path)
-
-
-def memory_mb(pid: int | None, field: str) -> float | None:
-    """A process's memory as Linux counts it (``VmRSS`` now, ``VmHWM`` at most); None elsewhere."""
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    return None
 
 
 def with_loads(results: Results, history: Path) -> Results:

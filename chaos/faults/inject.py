@@ -38,6 +38,7 @@ from chaos.faults.kinds import (
 from chaos.faults.lock import locked
 from chaos.faults.store_kinds import DiskBroken, DiskFull, DiskKind, DiskSlow, StoreLocked
 from chaos.history import FaultWindow, HistoryWriter
+from chaos.memory import PEAK, memory_mb
 from chaos.processes import ProcessError
 from chaos.schedule import Schedule, TimedFault
 from chaos.stack import Member, Stack
@@ -59,6 +60,8 @@ class Rig:
     collector: Collector | None = None
     clock: ShiftedClock | None = None
     disk: FaultyDisk | None = None
+    relay_memory_peak_mb: float | None = None
+    """The most that any of the relay's processes took, as far as it was looked at; see `weigh_relay`."""
     _busy: defaultdict[object, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
 
     def link(self, link: Link) -> Proxy:
@@ -67,6 +70,12 @@ class Rig:
             return self.links[link]
         except KeyError:
             raise FaultError(f"the scenario's stack has no network {link.words}") from None
+
+    def weigh_relay(self) -> None:
+        """Note the relay's peak memory; its process must be looked at before it goes."""
+        peak_mb = memory_mb(self.stack.pids()[Member.RELAY.value], PEAK)
+        if peak_mb is not None:
+            self.relay_memory_peak_mb = max(peak_mb, self.relay_memory_peak_mb or 0.0)
 
     def turn(self, what: object) -> asyncio.Lock:
         """Held while something is broken that only one fault at a time can break."""
@@ -189,6 +198,7 @@ async def _again_and_again(make: Any, every_ms: int, on_ms: int) -> AsyncIterato
 async def _killed(rig: Rig, member: Member) -> AsyncIterator[None]:
     async with rig.turn(member):
         try:
+            rig.weigh_relay()
             await rig.stack.kill(member)
             yield
         finally:
@@ -198,6 +208,7 @@ async def _killed(rig: Rig, member: Member) -> AsyncIterator[None]:
 @contextlib.asynccontextmanager
 async def _restarted(rig: Rig, member: Member) -> AsyncIterator[None]:
     async with rig.turn(member):
+        rig.weigh_relay()
         await _finished(_start_again(rig, member))
         yield
 

@@ -1,8 +1,9 @@
 """The promises as pure functions of what was recorded: history, ledger and spans in, `Finding` out.
 
 `calls` judges calls one by one and against the ledger (I1, I2, I5, I7), `load` what retries add (I4) and how
-overload is borne (I5), `recovery` the return to service (I6), `conservation` the relay's own books (I7),
-`jobs` what became of durable jobs (I3), `controls` whether the run can tell anything at all.
+overload is borne (I5), `second_attempts` what retries and hedges cost and buy where they arrive (I4, C07),
+`recovery` the return to service (I6), `conservation` the relay's own books (I7), `jobs` what became of
+durable jobs (I3), `controls` whether the run can tell anything at all.
 """
 
 from chaos.invariants.calls import (
@@ -41,6 +42,12 @@ from chaos.invariants.load import (
     success_at_least,
 )
 from chaos.invariants.recovery import recovers, stays_down
+from chaos.invariants.second_attempts import (
+    arrivals_within_budget,
+    hedges_at_most,
+    no_hedge_without_budget,
+    tail_at_most,
+)
 
 __all__ = [
     "DEADLINE_SLACK_S",
@@ -49,6 +56,7 @@ __all__ = [
     "amplification_at_most",
     "answered_in_time",
     "answers_match_ledger",
+    "arrivals_within_budget",
     "at_most_one_effect",
     "attempts_agree",
     "books_balance",
@@ -60,6 +68,7 @@ __all__ = [
     "final_tries",
     "generator_kept_up",
     "goodput_at_least",
+    "hedges_at_most",
     "jobs_add_up",
     "jobs_get_done",
     "little_late_work",
@@ -67,6 +76,7 @@ __all__ = [
     "load_as_predicted",
     "machine_kept_up",
     "machine_was_full",
+    "no_hedge_without_budget",
     "no_storm",
     "nothing_left_in_flight",
     "pushback_worked",
@@ -78,4 +88,5 @@ __all__ = [
     "streams_are_whole",
     "success_as_predicted",
     "success_at_least",
+    "tail_at_most",
 ]

@@ -32,7 +32,7 @@ def recovers(
         return Finding("I6", statement, Verdict.COULD_NOT_TELL, detail)
     failed = chosen(settled, lambda call: not call.ok)
     good = 1 - len(failed) / len(settled)
-    took_s = _time_to_recover(calls, healed_s, until_s, share)
+    took_s = time_to_recover(calls, healed_s, until_s, share)
     detail = f"{good:.2%} of {len(settled):,} calls; back after {took_s:.2f} s"
     if good >= share:
         return Finding("I6", statement, Verdict.HELD, detail, measured=took_s, expected=within_s, unit="s")
@@ -61,7 +61,7 @@ def stays_down(calls: Collection[CallRecord], *, healed_s: float, until_s: float
     return Finding("control", statement, verdict, f"{good:.2%} of {len(after):,} calls", measured=good)
 
 
-def _time_to_recover(calls: Collection[CallRecord], healed_s: float, until_s: float, share: float) -> float:
+def time_to_recover(calls: Collection[CallRecord], healed_s: float, until_s: float, share: float) -> float:
     """When the last window in which too few succeeded was over, since the healing."""
     count = max(1, math.ceil((until_s - healed_s) / WINDOW_S))
     seen, good = [0] * count, [0] * count

@@ -14,6 +14,8 @@ from chaos.traces import failures_are_traced, is_read, traces_are_whole
 
 CALLS_PER_PHASE_MIN = 12
 RECOVERY_SHARE = 0.95
+STRANGER = "stranger"
+"""A tag: what stands in the relay's place keeps no books like a relay's."""
 SAFETY = frozenset({"I2", "I3", "I4", "I7"})
 """Promises that no busy machine excuses."""
 JOBS_END_S = 15.0
@@ -74,8 +76,9 @@ def _promises(config: RunConfig, evidence: Evidence) -> Iterator[Finding]:
             share=RECOVERY_SHARE,
         )
     yield invariants.all_accounted_for(evidence.planned_count, invariants.final_tries(calls))
-    yield invariants.books_balance(history.relays)
-    yield invariants.nothing_left_in_flight(history.relays, evidence.drained_s)
+    if STRANGER not in scenario.tags:
+        yield invariants.books_balance(history.relays)
+        yield invariants.nothing_left_in_flight(history.relays, evidence.drained_s)
     if any(call.messages_due is not None for call in calls):
         yield invariants.streams_are_whole(calls)
     if any(call.method == SUBMIT_METHOD for call in calls):
@@ -114,6 +117,8 @@ def _deaths(evidence: Evidence) -> Iterator[tuple[float, float]]:
 def measures_of(evidence: Evidence) -> dict[str, float]:
     """The run in a few numbers, for programs and for comparing runs."""
     measures: dict[str, float] = {"calls": len(evidence.calls)}
+    if evidence.relay_memory_peak_mb is not None:
+        measures["relay_memory_peak_mb"] = evidence.relay_memory_peak_mb
     for name in (STEADY, FAULT, RECOVERY):
         calls = evidence.calls_in(name)
         phase = evidence.phase(name)

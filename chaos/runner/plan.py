@@ -46,6 +46,8 @@ class RunConfig:
     schedule: Schedule | None = None
     """Instead of the scenario's own."""
     change: Change = Change()
+    typed: str = ""
+    """The command that makes this run, when it is a part of something larger."""
 
     @property
     def timing(self) -> Timing:
@@ -67,6 +69,8 @@ class RunConfig:
     @property
     def command(self) -> str:
         """What to type to run it again; a given schedule is taken from its file."""
+        if self.typed:
+            return self.typed
         words = ["relay-chaos", "run", self.scenario.name, f"--seed {self.seed}"]
         if self.form is Form.SHORT:
             words.append("--short")

@@ -88,8 +88,8 @@ def _messages(group: BaseExceptionGroup[BaseException]) -> list[str]:
     return told
 
 
-Facts = tuple[int, float]
-"""How many operations were planned, and when the last caller had its answer."""
+Facts = tuple[int, float, float | None]
+"""How many operations were planned, when the last caller had its answer, the relay's peak memory in MB."""
 
 
 async def _make_history(config: RunConfig) -> tuple[str, Facts]:
@@ -144,7 +144,8 @@ async def _phases(config: RunConfig, rig: Rig, tracing: ClientTracing) -> Facts:
         await _until_idle(rig)
     for phase in course.phases():
         history.add(phase)
-    return driving.result(), drained_s
+    rig.weigh_relay()
+    return driving.result(), drained_s, rig.relay_memory_peak_mb
 
 
 class _Course:
@@ -194,7 +195,9 @@ async def _until_idle(rig: Rig) -> None:
         await asyncio.sleep(IDLE_BEAT_S)
 
 
-def _evidence(config: RunConfig, planned_count: int, drained_s: float) -> Evidence:
+def _evidence(
+    config: RunConfig, planned_count: int, drained_s: float, relay_memory_peak_mb: float | None
+) -> Evidence:
     spans = [
         config.out_dir / CLIENT_SPANS_FILE,
         *(config.out_dir / name for name in ("relay.jsonl", "downstream.jsonl")),
@@ -208,4 +211,5 @@ def _evidence(config: RunConfig, planned_count: int, drained_s: float) -> Eviden
         faults_planned=len(config.plan.schedule.faults),
         drained_s=drained_s,
         traces_one_in=one_in,
+        relay_memory_peak_mb=relay_memory_peak_mb,
     )

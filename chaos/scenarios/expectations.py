@@ -67,6 +67,12 @@ def goodput(capacity_per_s: float, share: float, settled: float = SETTLED) -> Ex
     return Expectation(f"goodput of at least {share:.0%} of {capacity_per_s:g} calls/s", judge)
 
 
+def settled(evidence: Evidence) -> tuple[float, float]:
+    """From when to when a fault is judged that a limit or an estimate must first get to know."""
+    window = evidence.struck
+    return window.begin_s + SETTLED * (window.end_s - window.begin_s), window.end_s
+
+
 def found_goodput(capacity_per_s: float, share: float, lowered_per_s: float = 0.0) -> Expectation:
     """Goodput near capacity under a flood, from `LIMIT_FOUND_S` after each change on; while a fault of the
     capacity lasts, that is ``lowered_per_s``. Of the stretches between two changes the worst is told."""
@@ -181,18 +187,6 @@ def fast_refusals(within_s: float, share: float = 0.9) -> Expectation:
     return Expectation(f"{share:.0%} of refusals come within {within_s:g} s", judge)
 
 
-def little_waste(share: float) -> Expectation:
-    """The downstream works for those who still wait."""
-
-    def judge(evidence: Evidence) -> Finding:
-        window = evidence.struck
-        begin_s = window.begin_s + SETTLED * (window.end_s - window.begin_s)
-        samples = evidence.loads_between(begin_s, window.end_s)
-        return invariants.little_work_wasted(samples, share, MINIMUM_CALLS)
-
-    return Expectation(f"at most {share:.0%} of the work is for nobody", judge)
-
-
 def amplification(ratio: float, burst: float = 20) -> Expectation:
     """Attempts that arrive for each call, over the run."""
 
@@ -202,6 +196,47 @@ def amplification(ratio: float, burst: float = 20) -> Expectation:
         )
 
     return Expectation(f"at most {ratio:g} attempts arrive for each call", judge)
+
+
+def arrivals_bounded(ratio: float, burst: float) -> Expectation:
+    """What arrives during the fault stays in proportion in every second of it, and not only on average."""
+
+    def judge(evidence: Evidence) -> Finding:
+        window = evidence.struck
+        samples = evidence.loads_between(window.begin_s, window.end_s)
+        return invariants.arrivals_within_budget(samples, evidence.calls, ratio, burst, MINIMUM_CALLS)
+
+    return Expectation(f"in every second at most {1 + ratio:g} attempts arrive for each call", judge)
+
+
+def tail_within(within_s: float) -> Expectation:
+    """The slowest percent of the calls, once the relay has learned what is slow."""
+
+    def judge(evidence: Evidence) -> Finding:
+        begin_s, end_s = settled(evidence)
+        return invariants.tail_at_most(evidence.calls_between(begin_s, end_s), within_s, MINIMUM_CALLS)
+
+    return Expectation(f"p99 is at most {within_s * 1000:g} ms during the fault", judge)
+
+
+def hedges_pay(share: float, burst: float) -> Expectation:
+    """The load that hedges add, by the relay's own count."""
+
+    def judge(evidence: Evidence) -> Finding:
+        samples = evidence.relays_between(*settled(evidence))
+        return invariants.hedges_at_most(samples, share, burst, MINIMUM_CALLS)
+
+    return Expectation(f"hedges add at most {share:.0%} to the load", judge)
+
+
+def no_hedge_unpaid(tokens_out: float) -> Expectation:
+    """Hedges end where the budget does."""
+
+    def judge(evidence: Evidence) -> Finding:
+        samples = evidence.relays_between(*settled(evidence))
+        return invariants.no_hedge_without_budget(samples, tokens_out, minimum=5)
+
+    return Expectation("no hedge is made while the budget is out", judge)
 
 
 def fast_failure(within_s: float, share: float = 0.9) -> Expectation:

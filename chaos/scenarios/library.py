@@ -3,6 +3,7 @@
 from chaos.scenarios.model import Scenario, StackShape
 from chaos.scenarios.network import MIXED, NETWORK
 from chaos.scenarios.overload import OVERLOAD
+from chaos.scenarios.patterns import PATTERNS
 from chaos.scenarios.policies import NO_WORD
 from chaos.scenarios.processes import PROCESSES
 from chaos.scenarios.stores import STORES
@@ -15,7 +16,7 @@ DRAWN = Scenario(
     stack=StackShape(NO_WORD),
     tags=frozenset({"kills"}),
 )
-SCENARIOS: tuple[Scenario, ...] = (*NETWORK, *PROCESSES, *STORES, *TROUBLE, *OVERLOAD, DRAWN)
+SCENARIOS: tuple[Scenario, ...] = (*NETWORK, *PROCESSES, *STORES, *TROUBLE, *OVERLOAD, *PATTERNS, DRAWN)
 
 
 class UnknownScenarioError(ValueError):

@@ -73,7 +73,11 @@ def _faults(scenario: Scenario) -> str:
 def _stack(scenario: Scenario) -> str:
     stack = scenario.stack
     words = [f"policy `{stack.policy['relay']['name']}`"]
-    changed = {name: value for name, value in stack.policy["relay"].items() if name in ("admission", "off")}
+    changed = {
+        name: value
+        for name, value in stack.policy["relay"].items()
+        if name in ("admission", "clients", "off")
+    }
     words += [f"with {changed}"] if changed else []
     words += [
         f"a bulkhead {entry['bulkhead']} for {' and '.join(name['method'] for name in entry['name'])}"

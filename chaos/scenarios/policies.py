@@ -112,6 +112,11 @@ def charge(**words: Any) -> dict[str, Any]:
     return {"relay": {"methods": [{"name": [{"service": PAYMENT_SERVICE, "method": "Charge"}], **words}]}}
 
 
+def budget(ratio: float, burst: int) -> dict[str, Any]:
+    """A retry budget: so many second attempts for each first one, and so many at once."""
+    return {"relay": {"retryBudget": {"ratio": ratio, "burst": burst}}}
+
+
 def off(*patterns: str) -> dict[str, Any]:
     """A policy with these patterns switched off."""
     return {"relay": {"off": list(patterns)}}

@@ -16,7 +16,7 @@ from chaos.scenarios.expectations import (
     success_during_fault,
 )
 from chaos.scenarios.model import SHORT, Scenario, StackShape, Traffic
-from chaos.scenarios.policies import BUDGET_RATIO, LAB, NO_WORD, charge, fixed, off, overlaid
+from chaos.scenarios.policies import BUDGET_RATIO, LAB, NO_WORD, charge, fixed, overlaid
 from chaos.schedule import Placed
 
 MIDDLE = {"begin": 0.05, "end": 0.85}
@@ -85,21 +85,6 @@ TROUBLE = (
         (Placed(Failing(1.0), **MIDDLE),),
         expects=(failures_seen(30), fast_failure(0.2), spared(0.6)),
         short=replace(SHORT, fault_s=3.5),
-    ),
-    Scenario(
-        "storm-without-breaker",
-        "The budget alone, without a breaker, bounds what a dead upstream sees.",
-        (Placed(Failing(1.0), **MIDDLE),),
-        stack=StackShape(policy=overlaid(LAB, off("breaker"))),
-        expects=(failures_seen(30), amplification(1 + BUDGET_RATIO)),
-    ),
-    Scenario(
-        "three-relays",
-        "Three relays in a row before a dead upstream multiply nothing: at most 1.2 attempts for each call.",
-        (Placed(Failing(1.0), **MIDDLE),),
-        Traffic(rate_per_s=100),
-        StackShape(policy=overlaid(LAB, off("breaker")), relays=3),
-        expects=(failures_seen(30), amplification(1 + BUDGET_RATIO)),
     ),
     Scenario(
         "everything-at-once",

@@ -25,7 +25,8 @@ REASONS: Mapping[Reason, Explanation] = MappingProxyType(
             "relay.admission.queueCapacity calls were waiting. Where the policy has bulkheads, these are the "
             "workers and the queue of the call's own compartment, which bulkhead in the ErrorInfo's metadata "
             "names: the others are not full for that. Nothing was executed.",
-            "Callers: wait as long as grpc-retry-pushback-ms or RetryInfo says, then try again. "
+            "Callers: wait as long as grpc-retry-pushback-ms or RetryInfo says, then try again; -1 says that "
+            "every turn of the next ten seconds is given away. "
             "Operators: compare offered load and drain rate in `relay stats`; a longer queue only makes "
             "refusals slower.",
         ),

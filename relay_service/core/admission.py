@@ -4,9 +4,10 @@ A worker is the right to have one attempt under way; how many there are is said 
 `relay_service.core.limit.ConcurrencyLimit`, which may change its mind. Work waits in one bounded queue:
 higher classes leave it first, and within a class the clients' cohorts take turns. When there is no room, a
 call takes the place of a call of the lowest class below its own, else of the cohort of its own class that
-has more waiting than its own, and is refused only if there is none. Lower classes may fill only a share of
-the queue, so they are refused before it is full. What is refused is told when to come back, computed from
-how fast the queue has been draining.
+has more waiting than its own, and is refused only if there is none. A call that comes back, as one that
+was refused is told to, takes the place of the newest of its class that was never here. Lower classes may
+fill only a share of the queue, so they are refused before it is full. What is refused is told when to come
+back, computed from how fast the queue has been draining.
 
 By policy a queue that stands (`relay_service.core.codel`) is shed from, always from the lowest class that
 waits, and each client's newest call is served first: it still has time, when the oldest has hardly any.
@@ -45,6 +46,11 @@ PUSHBACK_MIN_S = 0.01
 PUSHBACK_MAX_S = 10.0
 PUSHBACK_UNKNOWN_S = 1.0
 """What is told while nothing has left yet; all three before the jitter."""
+TURN_SLACK = 1.2
+"""Turns are so much longer than a piece of work takes: who is told does not come back evenly spaced."""
+OPTIMISM_MAX = 3.0
+"""A queue is taken to drain at most so many times as fast as it was seen to."""
+DO_NOT_RETURN = -1.0
 
 Ticket = TypeVar("Ticket", bound=Hashable)
 
@@ -66,6 +72,8 @@ class Demand:
     """Monotonic seconds."""
     client: bytes = b""
     """Who calls, as far as it says so."""
+    returning: bool = False
+    """Its caller has tried before, so it may have been told to come now."""
 
 
 @value
@@ -139,6 +147,7 @@ class Admission(Generic[Ticket]):
         "_displaced",
         "_drain",
         "_limit",
+        "_newcomers",
         "_policy",
         "_queues",
         "_refused",
@@ -161,6 +170,8 @@ class Admission(Generic[Ticket]):
         self._queues: tuple[FairQueue[Ticket], ...] = tuple(FairQueue() for _ in Criticality)
         # In the order of arrival; a plain dict would search longer and longer for its first entry.
         self._waiting: OrderedDict[Ticket, _Place] = OrderedDict()
+        # By class, those of them that had not been here before.
+        self._newcomers: tuple[OrderedDict[Ticket, None], ...] = tuple(OrderedDict() for _ in Criticality)
         self._room = tuple(math.ceil(share * policy.queue_capacity) for share in _shares(policy))
         self._cohorts = Cohorts(secret)
         self._standing = StandingQueue(policy.standing_target_s, policy.standing_interval_s)
@@ -277,8 +288,12 @@ class Admission(Generic[Ticket]):
         queue = self._queues[demand.criticality]
         if len(queue):
             ahead += queue.ahead_of_next(self._cohorts.of(demand.client, now))
-        could_per_s = self._limit.limit / max(self._service.mean_s, 1e-9)
-        return (ahead + 1) / max(self._drain.per_second(now), could_per_s)
+        return (ahead + 1) / max(self._drain.per_second(now), self._could_per_s)
+
+    @property
+    def _could_per_s(self) -> float:
+        """How much all workers together could do, by the mean service time (Little's law)."""
+        return self._limit.limit / max(self._service.mean_s, 1e-9)
 
     def offer(self, ticket: Ticket, demand: Demand, now: float) -> Offer[Ticket]:
         """Ask for a worker. STARTED took one; QUEUED will be handed out by a later `grant`.
@@ -291,15 +306,20 @@ class Admission(Generic[Ticket]):
             return _STARTED
         if (reason := self.turn_away(demand, now)) is not None:
             return Offer(Admitted.REFUSED, reason)
-        offer = _QUEUED if self._has_room(demand.criticality) else self._in_place_of_another(demand)
+        offer = _QUEUED if self._has_room(demand.criticality) else self._in_place_of_another(demand, now)
         place = _Place(demand, self._cohorts.of(demand.client, now), now)
         self._queues[demand.criticality].add(ticket, place.cohort)
         self._waiting[ticket] = place
+        if not demand.returning:
+            self._newcomers[demand.criticality][ticket] = None
         return offer
 
-    def _in_place_of_another(self, demand: Demand) -> Offer[Ticket]:
+    def _in_place_of_another(self, demand: Demand, now: float) -> Offer[Ticket]:
         """A place that a call has to leave which would be served after the others of its cohort."""
         lower = self._lowest_below(demand.criticality)
+        if lower is None and (newcomer := self._newcomer_for(demand, now)) is not None:
+            self._queues[demand.criticality].remove(newcomer, self._waiting[newcomer].cohort)
+            return self._displace(newcomer, Reason.QUEUE_FULL)
         if lower is not None:
             queue, reason = lower, Reason.SHED_BY_CRITICALITY
         else:
@@ -308,10 +328,28 @@ class Admission(Generic[Ticket]):
         if self._serves is Which.NEWEST:
             which = Which.OLDEST
             reason = Reason.QUEUE_STANDING if lower is None else reason
-        displaced = queue.take_from_longest(which)
-        self._give_up(displaced)
+        return self._displace(queue.take_from_longest(which), reason)
+
+    def _displace(self, ticket: Ticket, reason: Reason) -> Offer[Ticket]:
+        """The offer that took the place of a ticket, which is off its queue already."""
+        self._give_up(ticket)
         self._displaced += 1
-        return Offer(Admitted.QUEUED, reason, displaced)
+        return Offer(Admitted.QUEUED, reason, ticket)
+
+    def _newcomer_for(self, demand: Demand, now: float) -> Ticket | None:
+        """Whose place a call has that comes back: the newest newcomer's of its class.
+
+        Of another client only where that has more waiting, or saying that one comes back would be a way to
+        the places of others.
+        """
+        newcomers = self._newcomers[demand.criticality]
+        if not demand.returning or not newcomers:
+            return None
+        newest = next(reversed(newcomers))
+        theirs, own = self._waiting[newest].cohort, self._cohorts.of(demand.client, now)
+        queue = self._queues[demand.criticality]
+        fair = theirs == own or queue.waiting_of(theirs) > queue.waiting_of(own)
+        return newest if fair else None
 
     @property
     def _serves(self) -> Which:
@@ -321,6 +359,8 @@ class Admission(Generic[Ticket]):
     def _can_displace(self, demand: Demand, now: float) -> bool:
         """Whether a call that waits would have to make room."""
         if self._lowest_below(demand.criticality) is not None:
+            return True
+        if self._newcomer_for(demand, now) is not None:
             return True
         queue = self._queues[demand.criticality]
         if self._serves is Which.NEWEST:
@@ -360,7 +400,7 @@ class Admission(Generic[Ticket]):
             return self._shed_standing()
         queue = next(queue for queue in reversed(self._queues) if queue)
         ticket = queue.take(self._serves)
-        demand = self._waiting.pop(ticket).demand
+        demand = self._forget(ticket).demand
         refusal = self._too_late(demand.deadline, now)
         if refusal is None:
             self._busy += 1
@@ -378,7 +418,13 @@ class Admission(Generic[Ticket]):
 
     def _give_up(self, ticket: Ticket) -> None:
         """A ticket that was taken off its queue gets no worker."""
-        self._refused[self._waiting.pop(ticket).demand.criticality] += 1
+        self._refused[self._forget(ticket).demand.criticality] += 1
+
+    def _forget(self, ticket: Ticket) -> _Place:
+        """A ticket has left its queue."""
+        place = self._waiting.pop(ticket)
+        self._newcomers[place.demand.criticality].pop(ticket, None)
+        return place
 
     def _too_late(self, deadline: float | None, now: float) -> Reason | None:
         if deadline is None:
@@ -390,8 +436,8 @@ class Admission(Generic[Ticket]):
 
     def withdraw(self, ticket: Ticket) -> None:
         """Take a waiting ticket off the queue (its caller went away or its deadline passed)."""
-        place = self._waiting.pop(ticket, None)
-        if place is not None:
+        if ticket in self._waiting:
+            place = self._forget(ticket)
             self._queues[place.demand.criticality].remove(ticket, place.cohort)
 
     def _lowest_below(self, criticality: Criticality) -> FairQueue[Ticket] | None:
@@ -416,15 +462,25 @@ class Admission(Generic[Ticket]):
         """When a refused caller should return: once the queue is empty and those told before had their turn.
 
         Each refusal books the next free turn at the drain rate, so that a spike's callers come back one after
-        another and not all when the queue is empty, to be refused again. Jittered by 0.75 to 1.25.
+        another and not all when the queue is empty, to be refused again. Jittered by 0.75 to 1.25. Where
+        every turn of the next `PUSHBACK_MAX_S` is booked the answer is negative: not to come back, rather
+        than to come back for a turn that is another's.
         """
         rate = self._drain.per_second(now)
         if rate <= 0.0:
             return PUSHBACK_UNKNOWN_S * rng.uniform(0.5, 1.5)
-        turn_s = 1.0 / rate
+        if self._service_is_known:
+            # What left before a spike says how much was asked for, and not how much can be done. That is
+            # believed within bounds, as attempts that fail at once look like plenty.
+            rate = max(rate, min(self._could_per_s, OPTIMISM_MAX * rate))
+        turn_s = TURN_SLACK / rate
         emptied_at = now + (len(self._waiting) + 1) * turn_s
-        # Not all who are told return: what is booked ahead is bounded.
-        self._told_until = min(max(self._told_until + turn_s, emptied_at), now + PUSHBACK_MAX_S)
+        # A queue that takes longer than that to drain says little of when it will be empty.
+        horizon = now + PUSHBACK_MAX_S
+        booked = max(self._told_until + turn_s, min(emptied_at, horizon))
+        if booked > horizon:
+            return DO_NOT_RETURN
+        self._told_until = booked
         return max(PUSHBACK_MIN_S, self._told_until - now) * rng.uniform(0.75, 1.25)
 
     def stream_pushback_s(self, rng: Random) -> float:

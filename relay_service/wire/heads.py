@@ -41,6 +41,7 @@ _HOP_BY_HOP = frozenset(
 )
 """Fields that speak of one connection only (RFC 9110 section 7.6.1)."""
 
+_PREVIOUS_ATTEMPTS = b"grpc-previous-rpc-attempts"
 _NOT_METADATA = _HOP_BY_HOP | {
     b":method",
     b":path",
@@ -53,7 +54,7 @@ _NOT_METADATA = _HOP_BY_HOP | {
     b"content-length",
     b"grpc-timeout",
     # Only a client library may set it (gRFC A6); our hops are counted in a field of our own.
-    b"grpc-previous-rpc-attempts",
+    _PREVIOUS_ATTEMPTS,
 }
 """Request fields that are not simply passed on."""
 
@@ -78,8 +79,9 @@ class MalformedCallError(Exception):
         self.message = message
 
 
-def parse_request(headers: Headers) -> tuple[str, list[Field], float | None]:
-    """Method (``package.Service/Method``), metadata to pass on, and the caller's timeout in seconds.
+def parse_request(headers: Headers) -> tuple[str, list[Field], float | None, bool]:
+    """Method (``package.Service/Method``), metadata to pass on, the caller's timeout in seconds, and whether
+    its client library has tried the call before.
 
     A content-type with a codec of its own (``application/grpc+json``) stays in the metadata, because the
     upstream must hear of it. Raises NotGrpcError and MalformedCallError.
@@ -94,7 +96,8 @@ def parse_request(headers: Headers) -> tuple[str, list[Field], float | None]:
             raise NotGrpcError(b"415")
         metadata.append((b"content-type", content_type))
     timeout = special.get(b"grpc-timeout")
-    return _method(special.get(b":path", b"")), metadata, None if timeout is None else _timeout(timeout)
+    timeout_s = None if timeout is None else _timeout(timeout)
+    return _method(special.get(b":path", b"")), metadata, timeout_s, _PREVIOUS_ATTEMPTS in special
 
 
 def _timeout(value: bytes) -> float:

@@ -271,7 +271,7 @@ class ServerConnection(Connection):
         self._last_stream_id = stream_id
         stream = self.streams[stream_id] = ServerStream(self, stream_id, request_open=not end)
         try:
-            method, metadata, timeout_s = heads.parse_request(headers)
+            method, metadata, timeout_s, retried = heads.parse_request(headers)
         except heads.NotGrpcError as rejection:
             counters.http_rejections += 1
             stream.reject(heads.http_error(rejection.http_status))
@@ -280,9 +280,10 @@ class ServerConnection(Connection):
             counters.call_rejections += 1
             stream.reject(heads.trailers_only(rejection.code, rejection.message, ()))
             return
-        stream.begin(
-            self._handler, CallHead(method, metadata, timeout_s, self.heard_at, self.peer, self._identity)
+        head = CallHead(
+            method, metadata, timeout_s, self.heard_at, self.peer, self._identity, retried=retried
         )
+        stream.begin(self._handler, head)
 
     def _on_data(self, stream_id: int, data: bytes, end: bool) -> None:
         stream = self.streams.get(stream_id)

@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay_service.core.admission import (
+    DO_NOT_RETURN,
     OBSERVATIONS_MIN,
     PUSHBACK_MAX_S,
     PUSHBACK_MIN_S,
+    TURN_SLACK,
     Admission,
     Admitted,
     Demand,
@@ -26,15 +28,16 @@ from relay_service.core.policy import AdmissionPolicy, QueueOrder, StandingShed
 from relay_service.core.reason import Reason
 
 PLAIN = Demand()
+RETURNING = Demand(returning=True)
 SHEDDABLE = Demand(Criticality.SHEDDABLE)
 SHEDDABLE_PLUS = Demand(Criticality.SHEDDABLE_PLUS)
 CRITICAL = Demand(Criticality.CRITICAL)
 CRITICAL_PLUS = Demand(Criticality.CRITICAL_PLUS)
 
 
-def handed(gate: Admission[Any], now: float = 0.0) -> Any:
+def handed(gate: Admission[Any], now: float = 0.0, held_s: float = 0.0) -> Any:
     """One worker given back; the ticket it went to."""
-    gate.release(LoadSign.SUCCESS, 0.0, now)
+    gate.release(LoadSign.SUCCESS, held_s, now)
     grant = gate.grant(now)
     return grant.ticket if grant else None
 
@@ -109,14 +112,16 @@ def draining(per_second: int) -> tuple[Admission[int], float]:
     now = 0.0
     for ticket in range(100, 100 + 3 * per_second):
         now += 1 / per_second
-        handed(gate, now)
+        handed(gate, now, held_s=1 / per_second)
         gate.offer(ticket, PLAIN, 0.0)
     return gate, now
 
 
 def test_pushback_follows_the_drain_rate_and_is_jittered() -> None:
     told = [gate.pushback_s(now, Random(seed)) for seed in range(50) for gate, now in [draining(100)]]
-    assert sum(told) / len(told) == pytest.approx(0.11, rel=0.15)  # eleven ahead, 100 a second
+    assert sum(told) / len(told) == pytest.approx(
+        0.11 * TURN_SLACK, rel=0.15
+    )  # eleven ahead, 100 a second, and some slack
     assert max(told) > 1.4 * min(told)
 
 
@@ -125,8 +130,62 @@ def test_callers_refused_together_are_told_to_return_one_after_another() -> None
     rng = Random(2)
     told = [gate.pushback_s(now, rng) for _ in range(200)]
     late, early = sum(told[-20:]) / 20, sum(told[:20]) / 20
-    assert late - early == pytest.approx(1.8, rel=0.2)  # 180 turns between them, 100 a second
+    assert late - early == pytest.approx(1.8 * TURN_SLACK, rel=0.2)  # 180 turns between them, 100 a second
     assert max(gate.pushback_s(now, rng) for _ in range(5_000)) <= PUSHBACK_MAX_S * 1.25
+
+
+def test_when_every_turn_is_booked_nobody_is_told_to_come() -> None:
+    gate, now = draining(10)
+    told = [gate.pushback_s(now, Random(seed)) for seed in range(200)]
+    booked = sum(each >= 0 for each in told)
+    assert booked == pytest.approx(10 * PUSHBACK_MAX_S / TURN_SLACK - 10, abs=12), "ten a second, ten waiting"
+    assert set(told[booked:]) == {DO_NOT_RETURN}
+    later = [gate.pushback_s(now + 1.0, Random(seed)) for seed in range(20)]
+    assert later[0] > 0 > later[-1], "a second later there are a second's turns again"
+
+
+def test_an_attempt_that_fails_at_once_is_not_taken_for_plenty() -> None:
+    gate, now = draining(100)
+    for number in range(300):
+        handed(gate, now + number / 100, held_s=0.0001)
+        gate.offer(1000 + number, PLAIN, now)
+    told = [gate.pushback_s(now + 3.0, Random(seed)) for seed in range(100)]
+    assert max(told) > 100 / (3 * 100) * 0.75, "a hundred turns at thrice the rate that was seen, at least"
+
+
+def test_who_comes_back_takes_the_place_of_the_newest_newcomer() -> None:
+    gate = admission(workers=1, queue=3)
+    for ticket in range(4):
+        gate.offer(ticket, PLAIN, 0.0)
+    assert gate.refusal(PLAIN, 0.0) is Reason.QUEUE_FULL
+    assert gate.refusal(RETURNING, 0.0) is None
+    offer = gate.offer(4, RETURNING, 0.0)
+    assert (offer.admitted, offer.reason, offer.displaced) == (Admitted.QUEUED, Reason.QUEUE_FULL, 3)
+    assert [gate.offer(ticket, RETURNING, 0.0).displaced for ticket in (5, 6)] == [2, 1]
+    assert gate.offer(7, RETURNING, 0.0).reason is Reason.QUEUE_FULL, "all of them came back"
+    assert [handed(gate) for _ in range(4)] == [4, 5, 6, None]
+    assert (gate.queued, gate.busy) == (0, 0)
+
+
+def test_a_newcomer_that_left_the_queue_has_no_place_to_lose() -> None:
+    gate = admission(workers=1, queue=2)
+    for ticket in range(3):
+        gate.offer(ticket, PLAIN, 0.0)
+    gate.withdraw(2)
+    gate.offer(3, RETURNING, 0.0)
+    assert handed(gate) == 1
+    gate.offer(4, RETURNING, 0.0)
+    assert gate.offer(5, RETURNING, 0.0).admitted is Admitted.REFUSED
+
+
+def test_coming_back_takes_no_place_of_a_client_that_has_no_more() -> None:
+    gate: Admission[str] = Admission(AdmissionPolicy(queue_capacity=4, workers=1, max_streams=1), 0.0)
+    gate.offer("under way", PLAIN, 0.0)
+    for number in range(2):
+        gate.offer(f"noisy {number}", Demand(client=b"noisy", returning=True), 0.0)
+        gate.offer(f"modest {number}", Demand(client=b"modest"), 0.0)
+    assert gate.offer("noisy", Demand(client=b"noisy", returning=True), 0.0).reason is Reason.QUEUE_FULL
+    assert gate.offer("other", Demand(client=b"other", returning=True), 0.0).displaced == "modest 1"
 
 
 def test_pushback_is_bounded_when_nothing_drains() -> None:

@@ -7,6 +7,7 @@ from random import Random
 from capacity_world import CapacityWorld, Crowd, Spread
 
 from relay_service.config.loading import load_policy
+from relay_service.core.criticality import Criticality
 from relay_service.core.policy import AdmissionPolicy, LimitKind, LimitPolicy, QueueOrder
 
 DEFAULT: AdmissionPolicy = load_policy("default", "h:1").admission
@@ -79,3 +80,19 @@ def one_overload(seed: int, times: float) -> Measured:
 def _goodput(crowds: Sequence[Crowd], since_s: float, until_s: float, capacity_per_s: float) -> float:
     done = sum(crowd.ok_between(since_s, until_s) for crowd in crowds)
     return done / ((until_s - since_s) * capacity_per_s)
+
+
+def critical_share(seed: int) -> float:
+    """How many of the CRITICAL calls, half of what fits, are served in a flood of SHEDDABLE ones.
+
+    The flood is twelve times what fits, and the limit is found.
+    """
+    draw = Random(seed)
+    workers, service_s = draw.choice([2, 3, 4, 6]), draw.uniform(0.015, 0.05)
+    spread = draw.choice([Spread.CONSTANT, Spread.UNIFORM])
+    world = CapacityWorld(seed, SMALL, workers=workers, service_s=service_s, spread=spread)
+    capacity_per_s = world.service.capacity_per_s
+    critical = Crowd(0.5 * capacity_per_s, 1.0)
+    flood = Crowd(12 * capacity_per_s, 1.0, since_s=CALM_UNTIL_S, criticality=Criticality.SHEDDABLE)
+    world.run(END_S, (critical, flood))
+    return critical.ok_between(0.0, END_S + 1.0) / len(critical.ended)

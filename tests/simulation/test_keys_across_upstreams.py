@@ -13,7 +13,7 @@ from world import Catalog, Observer, Reply, framed
 
 from relay_service.core.evidence import Delivery, Safety
 from relay_service.core.idempotency import RecordState
-from relay_service.core.job import Work
+from relay_service.core.job import Job, JobState, Work
 from relay_service.core.key_policy import IdempotencyPolicy
 from relay_service.core.policy import (
     AdmissionPolicy,
@@ -136,6 +136,11 @@ async def test_a_key_that_is_never_repeated_may_fall_back() -> None:
     assert (len(bench.own.attempts), len(bench.spare.attempts)) == (1, 1)
 
 
+def job_of(work: Work) -> Job:
+    """A job that is under way."""
+    return Job("job", work, JobState.RUNNING, 0.0, 0.0, 60.0)
+
+
 @pytest.mark.parametrize("safety", [Safety.KEYED, Safety.IDEMPOTENT])
 def test_a_job_whose_run_may_have_been_executed_goes_to_no_other_upstream(safety: Safety) -> None:
     @virtual
@@ -144,11 +149,11 @@ def test_a_job_whose_run_may_have_been_executed_goes_to_no_other_upstream(safety
         carrier = JobCarrier(bench.relay, timeout_s=30.0, fault_point=nowhere)
         work = Work("", "t.S/Unary", b"request", key=b"k")
         metadata = [(b"idempotency-key", b"k")]
-        first = asyncio.create_task(carrier.call(work.method, metadata, work.request, work))
+        first = asyncio.create_task(carrier.call(work.method, metadata, work.request, [job_of(work)]))
         await bench.at_own(1)
         bench.own.last.fail(LOST)
         assert (await first).verdict.outcome == "unknown"
-        second = asyncio.create_task(carrier.call(work.method, metadata, work.request, work))
+        second = asyncio.create_task(carrier.call(work.method, metadata, work.request, [job_of(work)]))
         await asyncio.wait([second], timeout=1.0)
         assert not bench.spare.attempts
         assert (await second).verdict.decision == "BREAKER_OPEN"
@@ -167,7 +172,9 @@ async def test_a_batch_is_bound_to_its_upstream_by_what_the_jobs_in_it_are() -> 
     )
     await bench.open_the_breaker()
     carrier = JobCarrier(bench.relay, timeout_s=30.0, fault_point=nowhere)
-    run = asyncio.create_task(carrier.call("t.S/Batch", [], b"all", Work("", "t.S/Unary", b"request")))
+    run = asyncio.create_task(
+        carrier.call("t.S/Batch", [], b"all", [job_of(Work("", "t.S/Unary", b"request"))])
+    )
     await asyncio.wait([run], timeout=1.0)
     assert not bench.spare.attempts
     assert (await run).verdict.decision == "BREAKER_OPEN"

@@ -5,7 +5,7 @@ mean of a block, and nearly as much of each seed.
 """
 
 import pytest
-from limit_runs import Measured, one_overload
+from limit_runs import Measured, critical_share, one_overload
 
 BLOCKS, SEEDS_IN_BLOCK = 12, 25
 ONE_RUN_LEAST = 0.8
@@ -49,6 +49,13 @@ def test_at_ten_times_the_load_as_well(block: int) -> None:
 
 def test_the_limit_is_the_new_one_two_seconds_after_each_change() -> None:
     check_limits(range(5000, 5015))
+
+
+def test_a_flood_of_sheddable_calls_costs_critical_ones_next_to_nothing() -> None:
+    shares = {seed: critical_share(seed) for seed in range(6000, 6012)}
+    print({seed: round(share, 4) for seed, share in shares.items()})
+    assert min(shares.values()) >= 0.99
+    assert Measured.mean(shares.values()) >= 0.994
 
 
 @pytest.mark.soak

@@ -49,12 +49,12 @@ def test_a_class_in_words_that_are_not_known_is_critical() -> None:
 
 
 def test_callers_refused_by_a_saturated_relay_are_told_turns_of_their_own() -> None:
-    """Each refusal books the next turn, so under a lasting overload the turns reach their bound."""
+    """Each refusal books the next turn; once those of ten seconds are booked, nobody is told to come."""
     world = Overload(SEED, AdmissionPolicy(queue_capacity=50, workers=10))
     world.run(5.0, Group("callers", 3 * world.server.capacity_per_s))
-    told_s = [pushback / 1000 for pushback in world.pushbacks_ms]
+    told_s = [pushback / 1000 for pushback in world.pushbacks_ms if pushback >= 0]
     queue_needs_s = 51 / world.server.capacity_per_s
-    last = sorted(told_s[-500:])
+    last = sorted(told_s[-100:])
     print(f"seed {SEED}: {last[0]} to {last[-1]}, the queue needs {queue_needs_s:.3f}")
     assert last[0] > 10 * queue_needs_s, SEED
     assert 1.3 * last[0] < last[-1] <= 1.25 * PUSHBACK_MAX_S, SEED

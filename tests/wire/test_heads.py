@@ -36,7 +36,7 @@ def test_a_request_is_read():
         (b"grpc-accept-encoding", b"gzip"),
         (b"k", b"v"),
     ]
-    method, passed, timeout_s = heads.parse_request([*REQUEST, (b"grpc-timeout", b"150m"), *metadata])
+    method, passed, timeout_s, _ = heads.parse_request([*REQUEST, (b"grpc-timeout", b"150m"), *metadata])
     assert method == "pkg.Service/Method"
     assert passed == metadata
     assert timeout_s == pytest.approx(0.15)
@@ -58,13 +58,13 @@ def test_a_request_is_read():
     ],
 )
 def test_fields_of_one_hop_are_not_passed_on(name):
-    _, passed, _ = heads.parse_request([*REQUEST, (name, b"1")])
+    _, passed, _, _ = heads.parse_request([*REQUEST, (name, b"1")])
     assert passed == []
 
 
 def test_a_codec_of_its_own_is_told_to_the_upstream():
     fields = [field for field in REQUEST if field[0] != b"content-type"]
-    _, metadata, _ = heads.parse_request([*fields, (b"content-type", b"application/grpc+json")])
+    _, metadata, _, _ = heads.parse_request([*fields, (b"content-type", b"application/grpc+json")])
     sent = heads.RequestTemplate("http", "up:1").headers("a/b", metadata, None)
     assert [field for field in sent if field[0] == b"content-type"] == [
         (b"content-type", b"application/grpc+json")
@@ -119,7 +119,7 @@ def test_what_a_request_carries_arrives_on_the_other_side(metadata, timeout_s):
     sent = heads.RequestTemplate("http", "up:1").headers("pkg.Service/Method", metadata, timeout_s)
     pseudo = [field[0].startswith(b":") for field in sent]
     assert pseudo == sorted(pseudo, reverse=True), "pseudo-headers come first"
-    method, passed, read_s = heads.parse_request(sent)
+    method, passed, read_s, _ = heads.parse_request(sent)
     assert (method, passed) == ("pkg.Service/Method", metadata)
     assert read_s == (None if timeout_s is None else pytest.approx(timeout_s, rel=1e-4, abs=2e-6))
 

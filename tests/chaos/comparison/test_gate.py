@@ -145,6 +145,13 @@ def write(folder, **planted):
     return str(folder)
 
 
+def test_memory_is_found_where_a_run_of_the_lab_writes_it(tmp_path):
+    write(tmp_path)
+    summary = {"scenario": "steady", "measures": {"relay_memory_peak_mb": 101.5}}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    assert read_run(tmp_path).memory_mb == 101.5
+
+
 @pytest.mark.parametrize(
     ("planted", "code", "word"),
     [

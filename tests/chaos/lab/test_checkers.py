@@ -261,3 +261,57 @@ def test_a_refusal_without_a_reason_is_named_unless_the_client_lost_it_with_its_
     assert invariants.all_accounted_for(COUNT, calls).offenders[0].call_id == 7
     calls[7] = replace(silent, message="Stream removed (Socket closed)")
     assert invariants.all_accounted_for(COUNT, calls).verdict is Verdict.HELD
+
+
+@pytest.mark.parametrize("status", ["replayed", "coalesced"])
+def test_an_answer_that_was_given_to_another_call_needs_no_attempt_of_its_own(status):
+    trace = CALLS[1].trace_id
+    root = SpanRecord(trace, "a", "", "Charge", "chaos-client", "CLIENT", 0, 1, False)
+    server = SpanRecord(trace, "b", "a", "Charge", "relay", "SERVER", 0, 1, False)
+    replayed = call(1, traced=True, idempotency=status)
+    assert traces_are_whole([replayed], {trace: [root, server]}).verdict is Verdict.HELD
+
+
+def arriving(per_second):
+    """Looks at a downstream that gets so many attempts in each second, ten looks a second."""
+    totals = [0.0]
+    for rate in per_second:
+        totals += [totals[-1] + (step + 1) * rate / 10 for step in range(10)]
+    return [LoadSample(number / 10, round(total), 0, 0, 0, 0) for number, total in enumerate(totals)]
+
+
+def test_a_second_of_too_many_arrivals_is_found_though_the_whole_run_is_within_bounds():
+    calm, stormy = arriving([RATE] * 4), arriving([RATE, 0.5 * RATE, 1.6 * RATE, RATE])
+    assert invariants.arrivals_within_budget(calm, CALLS, 0.1, 10, 30).verdict is Verdict.HELD
+    finding = invariants.arrivals_within_budget(stormy, CALLS, 0.1, 10, 30)
+    assert finding.verdict is Verdict.BROKEN
+    assert finding.measured > 1.4
+    assert "from 2.00 s on" in finding.detail
+    assert invariants.amplification_at_most(stormy, CALLS, 1.1, 10, 30).verdict is Verdict.HELD
+
+
+def test_a_downstream_that_starts_anew_has_no_storm_and_too_few_calls_tell_nothing():
+    before, after = arriving([RATE] * 2), arriving([RATE] * 2)
+    restarted = [*before, *(replace(sample, at_s=sample.at_s + 2.1) for sample in after)]
+    assert invariants.arrivals_within_budget(restarted, CALLS, 0.1, 10, 30).verdict is Verdict.HELD
+    assert invariants.arrivals_within_budget(before, CALLS[:9], 0.1, 10, 30).verdict is Verdict.COULD_NOT_TELL
+
+
+def test_the_tail_and_the_load_of_hedges_are_held_against_their_bounds():
+    slow = [replace(each, done_s=each.intended_s + (0.6 if each.id % 50 == 0 else 0.02)) for each in CALLS]
+    assert invariants.tail_at_most(slow, 0.3, 30).verdict is Verdict.BROKEN
+    assert invariants.tail_at_most(CALLS, 0.3, 30).verdict is Verdict.HELD
+    looks = [look(0.0, received=0, hedges=0), look(4.0, received=400, hedges=22)]
+    assert invariants.hedges_at_most(looks, 0.05, 2, 30).verdict is Verdict.HELD
+    assert invariants.hedges_at_most(looks, 0.05, 1, 30).verdict is Verdict.BROKEN
+    none = [looks[0], replace(looks[1], hedges=0)]
+    assert invariants.hedges_at_most(none, 0.05, 2, 30).verdict is Verdict.COULD_NOT_TELL
+
+
+def test_a_hedge_that_nobody_paid_for_is_noticed():
+    out = [look(0.0, budget_tokens=0.5), look(1.0, budget_tokens=0.9, hedges_unpaid=9)]
+    assert invariants.no_hedge_without_budget(out, 3.0, 5).verdict is Verdict.HELD
+    made = [out[0], replace(out[1], hedges=1)]
+    assert invariants.no_hedge_without_budget(made, 3.0, 5).verdict is Verdict.BROKEN
+    rich = [out[0], replace(made[1], budget_tokens=3.5)]
+    assert invariants.no_hedge_without_budget(rich, 3.0, 5).verdict is Verdict.COULD_NOT_TELL

@@ -27,8 +27,10 @@ SELDOM = {
     "postgres-silent",
     "drawn-on-postgres",
     "store-full-relay-killed",
+    "capacity-drop-10x",
+    "capacity-drop-workers",
 }
-"""Like others that are run each time, and each needs a server of its own: with the long runs."""
+"""Like others that are run each time; each needs a server of its own, or a machine to itself."""
 OFTEN = [scenario.name for scenario in SCENARIOS if scenario.name not in SELDOM]
 
 pytestmark = pytest.mark.timeout(900)

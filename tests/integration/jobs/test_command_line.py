@@ -83,8 +83,26 @@ async def a_dead_letter(relay: Any, key: str) -> str:
     return found[1]
 
 
-async def test_submitting(lab: Any, helpers: Any) -> None:
-    relay = await lab.relay(helpers.policy())
+async def test_submissions_are_accepted_once_or_refused_in_words(one_relay: Any) -> None:
+    relay = one_relay
+    for arguments, stdin, exit_code, said in (
+        ((CHARGE, GOOD, "--key", "ö"), "", 1, "is not ASCII"),
+        ((CHARGE, '{"accounts": "x"}'), "", 2, "has no field named"),
+        ((CHARGE, "{"), "", 2, "is not JSON"),
+        ((CHARGE, "-"), f"{GOOD}\n{{", 2, "request 2: the request is not JSON"),
+        ((CHARGE, "-"), "\n", 2, "no request on stdin"),
+        (("downstream.v1.PaymentService/WatchCharges",), "", 2, "streaming method"),
+        (("downstream.v1.PaymentService/Nothing",), "", 2, "it has Charge"),
+        ((CHARGE, GOOD, "--delay", "9", "--ttl", "5"), "", 1, "would begin after 9 s and live for 5"),
+        ((CHARGE, GOOD, "-H", "grpc-x: y"), "", 1, "must not name"),
+        ((CHARGE, GOOD, "-H", "x"), "", 2, "must be name:value"),
+        ((CHARGE, GOOD, "-a", "127.0.0.1:1"), "", 2, "cannot reach"),
+    ):
+        ended = await run(relay, "submit", *arguments, stdin=stdin)
+        assert (ended.exit_code, ended.out) == (exit_code, ""), arguments
+        assert said in ended.err
+    assert await relay.all_jobs() == []
+
     first = await run(relay, "submit", CHARGE, GOOD, "--key", "one")
     again = await run(relay, "submit", CHARGE, GOOD, "--key", "one")
     assert (first.exit_code, again.exit_code, again.out) == (0, 0, first.out)
@@ -100,26 +118,6 @@ async def test_submitting(lab: Any, helpers: Any) -> None:
     mixed = await run(relay, "submit", CHARGE, "-", "--key", "one", "--ttl", "1e9", stdin=f"{GOOD}\n{GOOD}")
     assert (mixed.exit_code, mixed.out) == (1, "")
     assert mixed.err.count("error: request") == 2
-
-
-async def test_what_cannot_be_submitted_is_told(one_relay: Any) -> None:
-    for arguments, stdin, exit_code, said in (
-        ((CHARGE, GOOD, "--key", "ö"), "", 1, "is not ASCII"),
-        ((CHARGE, '{"accounts": "x"}'), "", 2, "has no field named"),
-        ((CHARGE, "{"), "", 2, "is not JSON"),
-        ((CHARGE, "-"), f"{GOOD}\n{{", 2, "request 2: the request is not JSON"),
-        ((CHARGE, "-"), "\n", 2, "no request on stdin"),
-        (("downstream.v1.PaymentService/WatchCharges",), "", 2, "streaming method"),
-        (("downstream.v1.PaymentService/Nothing",), "", 2, "it has Charge"),
-        ((CHARGE, GOOD, "--delay", "9", "--ttl", "5"), "", 1, "would begin after 9 s and live for 5"),
-        ((CHARGE, GOOD, "-H", "grpc-x: y"), "", 1, "must not name"),
-        ((CHARGE, GOOD, "-H", "x"), "", 2, "must be name:value"),
-        ((CHARGE, GOOD, "-a", "127.0.0.1:1"), "", 2, "cannot reach"),
-    ):
-        ended = await run(one_relay, "submit", *arguments, stdin=stdin)
-        assert (ended.exit_code, ended.out) == (exit_code, ""), arguments
-        assert said in ended.err
-    assert await one_relay.all_jobs() == []
 
 
 @pytest.fixture
@@ -157,7 +155,7 @@ async def test_jobs_are_shown_and_steered(one_relay: Any) -> None:
     assert "--limit shows more" in cut.err
 
 
-async def test_letters_are_found_and_shown_without_their_payloads_unless_asked(
+async def test_letters_are_found_shown_without_their_payloads_unless_asked_and_replayed(
     one_relay: Any, lab: Any
 ) -> None:
     relay = one_relay
@@ -178,10 +176,7 @@ async def test_letters_are_found_and_shown_without_their_payloads_unless_asked(
     assert "NON_RETRYABLE" in log
     assert "cli" not in log
 
-
-async def test_a_replay_names_what_it_cannot_do_and_compares_with_its_forecast(one_relay: Any) -> None:
-    relay = one_relay
-    letters = [await a_dead_letter(relay, f"k-{number}") for number in range(2)]
+    letters = [letter_id, await a_dead_letter(relay, "k-2")]
     assert (await run(relay, "dlq", "replay")).exit_code == 2
     planned = await run(relay, "dlq", "replay", "--all", "--dry-run")
     assert (planned.exit_code, planned.out) == (0, "2 letters would be replayed: 2 NOT_EXECUTED\n")

@@ -12,6 +12,7 @@ CHARGES = "downstream.v1.PaymentService/ChargeBatch"
 OPEN = dead_letter_pb2.LETTER_STATE_OPEN
 RESOLVED = dead_letter_pb2.LETTER_STATE_RESOLVED
 MESSAGES, DUPLICATES, HOPELESS = 200, 50, 10
+AGAIN = {"action": "retry", "delay": "0.2s", "limit": 50}
 
 
 async def test_the_anti_stampede_run(shared_lab: Any, helpers: Any) -> None:
@@ -21,11 +22,9 @@ async def test_the_anti_stampede_run(shared_lab: Any, helpers: Any) -> None:
     relays = await lab.all_relays(
         helpers.policy(
             batch=helpers.BATCH,
-            jobs={"maxAttempts": 1},
+            jobs={"maxAttempts": 1, "lease": "20s"},
             off=["retry", "retryBudget", "breaker"],
-            deadLetters={
-                "recovery": {"RETRIES_EXHAUSTED": {"action": "retry", "delay": "0.2s", "limit": 50}}
-            },
+            deadLetters={"recovery": {"RETRIES_EXHAUSTED": AGAIN, "DEADLINE": AGAIN}},
         )
     )
     keys = [f"k-{number}" for number in range(MESSAGES - DUPLICATES)]
@@ -65,7 +64,7 @@ async def test_the_anti_stampede_run(shared_lab: Any, helpers: Any) -> None:
 
 async def test_a_dead_downstream_healed_then_canary_replay(shared_lab: Any, helpers: Any) -> None:
     lab = shared_lab
-    relays = await lab.all_relays(helpers.policy(jobs={"maxAttempts": 1}))
+    relays = await lab.all_relays(helpers.policy(jobs={"maxAttempts": 1, "lease": "20s"}))
     relay = relays[0]
     await lab.set_faults({"failure": {"code": 14}, "methods": [CHARGE]})
     submitted = (relays[n % len(relays)].submit(f"k-{n}", account=f"a-{n}") for n in range(30))
@@ -86,7 +85,6 @@ async def test_a_dead_downstream_healed_then_canary_replay(shared_lab: Any, help
         assert Counter(letter.state for letter in await relay.all_letters()) == {OPEN: 30}
 
     # Without a canary it is the failures that end it: those under way at most are begun beyond them.
-    before = await lab.calls()
     _, report = await relay.replay(canary=0, max_failures=5, rate_per_second=20)
     assert report.stopped.endswith("replays failed")
     assert report.failed < 30
@@ -97,7 +95,10 @@ async def test_a_dead_downstream_healed_then_canary_replay(shared_lab: Any, help
         answer.forecast
         async for answer in relay.letters.PlanReplay(dead_letter_pb2.PlanReplayRequest(), timeout=30)
     ]
-    assert {forecast.protection for forecast in planned} == {dead_letter_pb2.PROTECTION_NOT_EXECUTED}
+    # All were refused; on a busy machine one may have gone unanswered, and then its key protects it.
+    protected = {dead_letter_pb2.PROTECTION_NOT_EXECUTED, dead_letter_pb2.PROTECTION_KEYED}
+    assert len(planned) == 30
+    assert {forecast.protection for forecast in planned} <= protected
     ends, report = await relay.replay(canary=2, rate_per_second=500)
     assert (len(ends), report.executed, report.stopped) == (30, 30, "")
     assert not report.contradicted
