@@ -12,6 +12,7 @@ from dataclasses import replace
 from google.protobuf.message import DecodeError
 
 from protos.relay.v1.relay_pb2 import RelayRequest, RelayResponse
+from relay_service.arrival import timeout_of
 from relay_service.compression import ENCODING, UnframeError, unframe
 from relay_service.contract import header
 from relay_service.core.names import is_method_name
@@ -87,10 +88,8 @@ class EnvelopeOpener:
     def call_at_deadline(
         self, head: CallHead, callback: Callable[[EnvelopeCall], None], call: EnvelopeCall
     ) -> TimerHandle | None:
-        """Set a timer for the envelope's deadline: the caller's, or the default for this method."""
-        timeout_s = self._relay.policy.method_policy(METHOD).default_timeout_s
-        if head.timeout_s is not None:
-            timeout_s = head.timeout_s
+        """Set a timer for the envelope's deadline: the caller's, by the policy for this method."""
+        timeout_s = timeout_of(head, self._relay.policy.method_policy(METHOD))
         if timeout_s is None:
             return None
         return self._relay.timers.call_at(head.received_at + timeout_s, callback, call)

@@ -82,13 +82,15 @@ def test_an_envelope_that_is_not_one_message_is_malformed(body: bytes) -> None:
     assert (reply.code, reason_of(reply)) == (Code.INTERNAL, "MALFORMED_REQUEST")
 
 
-def test_an_envelope_that_never_becomes_whole_ends_at_its_deadline() -> None:
-    bench = Bench()
-    call, reply = bench.call(ENVELOPE, timeout_s=2.0)
+@pytest.mark.parametrize("timeout_s", [2.0, 100_000.0])
+def test_an_envelope_that_never_becomes_whole_ends_at_its_deadline(timeout_s: float) -> None:
+    bench = Bench(MethodPolicy(max_timeout_s=5.0))
+    began = bench.clock.now
+    call, reply = bench.call(ENVELOPE, timeout_s=timeout_s)
     call.on_request_data(framed(envelope())[:10], end=False)
     bench.clock.run()
     assert (reply.code, reason_of(reply)) == (Code.DEADLINE_EXCEEDED, "DEADLINE_PASSED")
-    assert reply.answered_at == pytest.approx(bench.clock.now)
+    assert reply.answered_at == pytest.approx(began + min(timeout_s, 5.0))
     call.on_request_data(framed(envelope())[10:], end=True)
     assert not bench.upstream.attempts
 
