@@ -399,7 +399,9 @@ class Admission(Generic[Ticket]):
         if self._policy.standing_shed is StandingShed.CODEL and self._standing.shed_one(now):
             return self._shed_standing()
         queue = next(queue for queue in reversed(self._queues) if queue)
-        ticket = queue.take(self._serves)
+        # What makes it stand is the lowest class that waits; one above it is out of turn for a moment only.
+        lowest = next(queue for queue in self._queues if queue)
+        ticket = queue.take(self._serves if queue is lowest else Which.OLDEST)
         demand = self._forget(ticket).demand
         refusal = self._too_late(demand.deadline, now)
         if refusal is None:

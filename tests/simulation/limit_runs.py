@@ -1,7 +1,7 @@
 """One overload after the other, drawn from seeds: what the limit makes of it, in a few numbers."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from capacity_world import CapacityWorld, Crowd, Spread
@@ -101,3 +101,13 @@ def critical_share(seed: int) -> float:
     flood = Crowd(12 * capacity_per_s, 1.0, since_s=CALM_UNTIL_S, criticality=Criticality.SHEDDABLE)
     world.run(END_S, (critical, flood))
     return critical.ok_between(0.0, END_S + 1.0) / len(critical.ended)
+
+
+def critical_share_of_slow_pair(seed: int) -> float:
+    """The same of two workers of 80 ms each, where a few calls out of their turn are all that time allows."""
+    policy = replace(SMALL, queue_capacity=10, limit=replace(SMALL.limit, initial=10))
+    world = CapacityWorld(seed, policy, workers=2, service_s=0.08)
+    critical = Crowd(12.5, 1.0, criticality=Criticality.CRITICAL)
+    flood = Crowd(312.5, 1.0, since_s=2.0, criticality=Criticality.SHEDDABLE)
+    world.run(30.0, (critical, flood))
+    return critical.ok_between(0.0, 31.0) / len(critical.ended)

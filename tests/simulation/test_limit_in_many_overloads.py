@@ -22,7 +22,7 @@ block below leaves room for chance.
 """
 
 import pytest
-from limit_runs import Measured, critical_share, one_overload
+from limit_runs import Measured, critical_share, critical_share_of_slow_pair, one_overload
 
 BLOCKS, SEEDS_IN_BLOCK = 3, 100
 MEAN_LEAST = 0.98
@@ -90,6 +90,12 @@ def test_a_flood_of_sheddable_calls_costs_critical_ones_next_to_nothing() -> Non
     print({seed: round(share, 4) for seed, share in shares.items()})
     assert min(shares.values()) >= 0.99
     assert Measured.mean(shares.values()) >= 0.994
+
+
+def test_a_flood_that_makes_the_queue_stand_does_not_turn_the_critical_calls_round() -> None:
+    shares = {seed: critical_share_of_slow_pair(seed) for seed in range(100, 140)}
+    print({seed: round(share, 4) for seed, share in shares.items()})
+    assert Measured.mean(shares.values()) >= 0.999
 
 
 @pytest.mark.soak
