@@ -10,6 +10,7 @@ import test_limit_in_many_overloads as many_overloads
 import test_overload
 import test_standing_queue
 import test_the_default_limit as default_limit
+import test_the_door
 
 from relay_service.core.admission import Admission
 from relay_service.core.cohorts import Cohorts
@@ -61,6 +62,10 @@ def codel_sheds_the_highest_class(patch: Patch) -> None:
 
 def fifo_always(patch: Patch) -> None:
     patch.setattr(Admission, "_serves", Which.OLDEST)
+
+
+def the_door_is_never_shut(patch: Patch) -> None:
+    patch.setattr(Admission, "_door_is_shut", lambda *_: False)
 
 
 def one_longer_cohort_is_never_found(patch: Patch) -> None:
@@ -143,6 +148,12 @@ MUTANTS: tuple[tuple[Callable[[Patch], None], Callable[[], None]], ...] = (
         fifo_always,
         lambda: test_standing_queue.test_where_infeasible_work_is_not_refused_newest_first_saves_the_goodput(
             3
+        ),
+    ),
+    (
+        the_door_is_never_shut,
+        lambda: test_the_door.test_whoever_is_refused_is_refused_at_once_and_the_served_wait_about_the_target(
+            3, 0.2
         ),
     ),
     (timeouts_are_not_counted, default_limit.test_a_silent_service_gets_the_floor_and_is_found_again),
