@@ -114,7 +114,7 @@ def test_a_plan_is_the_same_byte_for_byte_for_the_same_seed_and_another_for_anot
 def test_the_plan_of_a_seed_stays_the_same_from_release_to_release(tmp_path):
     plan = RunConfig(find("criticality-flood"), tmp_path, 1, Form.SHORT).plan
     digest = plan.text().split('"sha256": "')[1].split('"')[0]
-    assert digest == "722389aceb1a2dd0add7a5efd6ac120b168f99cedabe8cc5b72da9bf09b5ab25"
+    assert digest == "dc2baf23672a4d8702dc8266ab93ed97d5735d6536776ddee43f91aab0b56c95"
 
 
 def test_scenarios_have_names_of_their_own_and_a_hypothesis():
@@ -133,7 +133,7 @@ def test_a_run_of_a_given_length_keeps_its_proportions_and_the_promises_deadline
 
 def test_no_scenario_runs_longer_than_a_minute():
     assert all(scenario.timing.total_s <= 40 for scenario in SCENARIOS)
-    assert all(scenario.short.total_s <= 10 for scenario in SCENARIOS)
+    assert all(scenario.short.total_s <= 20 for scenario in SCENARIOS)
 
 
 def test_a_change_of_policy_is_laid_over_field_by_field():
