@@ -159,7 +159,10 @@ MUTANTS: tuple[tuple[Callable[[Patch], None], Callable[[], None]], ...] = (
     (timeouts_are_not_counted, default_limit.test_a_silent_service_gets_the_floor_and_is_found_again),
     (the_baseline_moves_while_overloaded, limits_are_new_in_time),
     (a_part_of_a_permit_counts_as_one, a_block_of_overloads),
-    (windows_begin_under_the_old_limit, a_block_of_overloads),
+    (
+        windows_begin_under_the_old_limit,
+        default_limit.test_a_service_that_only_takes_longer_gets_as_many_calls_as_before,
+    ),
     (a_first_baseline_is_believed, limits_are_new_in_time),
     (
         a_limit_lowered_in_vain_stays_low,
