@@ -45,17 +45,20 @@ def single_attempt(retry: RetryPolicy) -> RetryPolicy:
     return replace(retry, max_attempts=1)
 
 
+def timeout_of(head: CallHead, policy: MethodPolicy) -> float | None:
+    """The time that the caller of a unary call has given it, defaulted and capped; None for no end."""
+    timeout_s = policy.default_timeout_s if head.timeout_s is None else head.timeout_s
+    if policy.max_timeout_s is None:
+        return timeout_s
+    return policy.max_timeout_s if timeout_s is None else min(timeout_s, policy.max_timeout_s)
+
+
 def deadline_of(head: CallHead, policy: MethodPolicy, now: float, *, unary: bool) -> float | None:
     """The caller's deadline, defaulted and capped; that of a stream is the caller's own affair.
 
     Raises `Refusal` when it has passed.
     """
-    timeout_s = head.timeout_s
-    if unary:
-        if timeout_s is None:
-            timeout_s = policy.default_timeout_s
-        if policy.max_timeout_s is not None:
-            timeout_s = policy.max_timeout_s if timeout_s is None else min(timeout_s, policy.max_timeout_s)
+    timeout_s = timeout_of(head, policy) if unary else head.timeout_s
     if timeout_s is None:
         return None
     if timeout_s <= 0.0:

@@ -241,11 +241,13 @@ def trailers_of(verdict: Verdict, method: str, upstream_trailers: Headers) -> He
 
 def trailers_of_refusal(verdict: Verdict, method: str) -> Headers:
     """The trailers of a call that no attempt was made for."""
+    reason = verdict.reason
+    assert reason is not None, "a refusal has a reason"  # noqa: S101 (states that cannot be)
+    if verdict.message != reason.meaning:
+        return trailers_of(verdict, method, ())  # it quotes its caller: nobody else is told the same
     pushback_ms = None
     if verdict.pushback_s is not None:
         pushback_ms = _pushback_ms(verdict.pushback_s)
-    reason = verdict.reason
-    assert reason is not None, "a refusal has a reason"  # noqa: S101 (states that cannot be)
     return _refused(reason, verdict.code, verdict.message, method, pushback_ms, subject=verdict.subject)
 
 

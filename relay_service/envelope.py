@@ -12,6 +12,7 @@ from dataclasses import replace
 from google.protobuf.message import DecodeError
 
 from protos.relay.v1.relay_pb2 import RelayRequest, RelayResponse
+from relay_service.arrival import timeout_of
 from relay_service.compression import ENCODING, UnframeError, unframe
 from relay_service.contract import header
 from relay_service.core.names import is_method_name
@@ -26,6 +27,8 @@ METHOD = "relay.v1.RelayService/Relay"
 
 _ENCODINGS = (ENCODING, b"grpc-accept-encoding")
 TYPE_URL_PREFIX = "type.googleapis.com/"
+QUOTED_CHARS_MAX = 200
+"""Of what an envelope says, where it is told what is wrong with it."""
 
 
 class EnvelopeError(Exception):
@@ -46,8 +49,19 @@ class EnvelopeOpener:
         return self._relay.on_call(head, reply)
 
     def refuse(self, head: CallHead, reply: Reply, reason: Reason, message: str) -> None:
-        """Answer an envelope that holds no call."""
-        self._relay.refuse(head, reply, reason, message)
+        """Answer an envelope that holds no call, or that there is no room for."""
+        pushback_s = None
+        if reason is Reason.QUEUE_FULL:
+            pushback_s = self._relay.pushback_s(reason, self._relay.now())
+        self._relay.refuse(head, reply, reason, message, pushback_s)
+
+    def hold(self, size_bytes: int) -> bool:
+        """Ask for so much of the room that the requests of all calls share."""
+        return self._relay.hold_request(size_bytes)
+
+    def let_go(self, size_bytes: int) -> None:
+        """The room is free again."""
+        self._relay.let_go_of_request(size_bytes)
 
     def open(self, head: CallHead, framed: bytes, reply: Reply) -> tuple[CallHead, bytes, Reply]:
         """The call inside: its head, its framed request, and where its answer goes.
@@ -74,10 +88,8 @@ class EnvelopeOpener:
     def call_at_deadline(
         self, head: CallHead, callback: Callable[[EnvelopeCall], None], call: EnvelopeCall
     ) -> TimerHandle | None:
-        """Set a timer for the envelope's deadline: the caller's, or the default for this method."""
-        timeout_s = self._relay.policy.method_policy(METHOD).default_timeout_s
-        if head.timeout_s is not None:
-            timeout_s = head.timeout_s
+        """Set a timer for the envelope's deadline: the caller's, by the policy for this method."""
+        timeout_s = timeout_of(head, self._relay.policy.method_policy(METHOD))
         if timeout_s is None:
             return None
         return self._relay.timers.call_at(head.received_at + timeout_s, callback, call)
@@ -99,7 +111,8 @@ class EnvelopeOpener:
         given = request.request.type_url.rpartition("/")[2]
         if given != facts.input_type:
             raise EnvelopeError(
-                f"{request.method} takes {facts.input_type}, the envelope holds {given or 'no type_url'}"
+                f"{request.method} takes {facts.input_type}, "
+                f"the envelope holds {given[:QUOTED_CHARS_MAX] or 'no type_url'}"
             )
         return facts
 
@@ -107,37 +120,41 @@ class EnvelopeOpener:
 class EnvelopeCall:
     """Collects the envelope, then passes on what happens to the call inside (an ``IncomingCall``)."""
 
-    __slots__ = ("_collector", "_head", "_inner", "_opener", "_over", "_reply", "_timer")
+    __slots__ = ("_collector", "_head", "_held_bytes", "_inner", "_opener", "_reply", "_timer")
 
     def __init__(self, opener: EnvelopeOpener, head: CallHead, reply: Reply) -> None:
         self._opener = opener
         self._head = head
         self._reply = reply
-        self._collector = Collector(opener.max_message_bytes)
+        self._collector: Collector | None = Collector(opener.max_message_bytes)
+        self._held_bytes = 0
         self._inner: IncomingCall | None = None
-        self._over = False
         self._timer: TimerHandle | None = opener.call_at_deadline(head, EnvelopeCall.too_late, self)
 
     def on_request_data(self, data: bytes, *, end: bool) -> None:
         """See `relay_service.ports.IncomingCall`."""
         self._reply.consumed(len(data))
-        if self._over:
+        collector = self._collector
+        if collector is None:
             return
-        problem = self._collector.add(data)
+        problem = collector.add(data)
         if problem is not None:
-            self._refuse(problem, problem.meaning)
-        elif end:
-            self._open()
+            self._refuse(problem)
+        elif not self._opener.hold(len(data)):
+            self._refuse(Reason.QUEUE_FULL)
+        else:
+            self._held_bytes += len(data)
+            if end:
+                self._open(collector.whole())
 
     def too_late(self) -> None:
         """The deadline came before the whole envelope."""
-        self._refuse(Reason.DEADLINE_PASSED, Reason.DEADLINE_PASSED.meaning)
+        self._refuse(Reason.DEADLINE_PASSED)
 
-    def _open(self) -> None:
+    def _open(self, framed: bytes | None) -> None:
         self._close()
-        framed = self._collector.whole()
         if framed is None:
-            self._refuse(Reason.MALFORMED_REQUEST, Reason.MALFORMED_REQUEST.meaning)
+            self._refuse(Reason.MALFORMED_REQUEST)
             return
         try:
             head, body, reply = self._opener.open(self._head, framed, self._reply)
@@ -149,15 +166,17 @@ class EnvelopeCall:
             self._inner.on_request_data(body, end=True)
 
     def _close(self) -> None:
-        """Take no more of the envelope."""
-        self._over = True
+        """Take no more of the envelope; the call inside holds its own request."""
+        self._collector = None
+        self._opener.let_go(self._held_bytes)
+        self._held_bytes = 0
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _refuse(self, reason: Reason, message: str) -> None:
+    def _refuse(self, reason: Reason, message: str = "") -> None:
         self._close()
-        self._opener.refuse(self._head, self._reply, reason, message)
+        self._opener.refuse(self._head, self._reply, reason, message or reason.meaning)
 
     def on_cancelled(self) -> None:
         """See `relay_service.ports.IncomingCall`."""
@@ -179,7 +198,7 @@ class EnvelopeReply:
         self._output_type = output_type
         self._max_bytes = max_bytes
         self._headers: Headers = ()
-        self._collected = b""
+        self._collected = bytearray()
 
     def send_headers(self, headers: Headers) -> None:
         """Kept until the end: the envelope may still fail."""
@@ -197,7 +216,7 @@ class EnvelopeReply:
             return
         encoding = header(self._headers, ENCODING)
         try:
-            value = unframe(self._collected, encoding, self._max_bytes)
+            value = unframe(bytes(self._collected), encoding, self._max_bytes)
         except UnframeError as error:
             self._reply.send_trailers(Code.INTERNAL, f"the upstream's answer: {error}", trailers)
             return
@@ -227,5 +246,7 @@ def _parse(head: CallHead, framed: bytes, max_bytes: int) -> RelayRequest:
     except UnframeError as error:
         raise EnvelopeError(str(error)) from None
     if not is_method_name(request.method):
-        raise EnvelopeError(f"method must be package.Service/Method, not {request.method[:200]!r}")
+        raise EnvelopeError(
+            f"method must be package.Service/Method, not {request.method[:QUOTED_CHARS_MAX]!r}"
+        )
     return request

@@ -273,9 +273,11 @@ class Relay:
         way = self._way(method)
         return Safety.NONE if way is None else way.safety
 
-    def refuse(self, head: CallHead, reply: Reply, reason: Reason, message: str) -> None:
+    def refuse(
+        self, head: CallHead, reply: Reply, reason: Reason, message: str, pushback_s: float | None = None
+    ) -> None:
         """Refuse a call that never became one, counted and traced like any other."""
-        self._answer_refused(head, reply, refused(reason, message), self._observer)
+        self._answer_refused(head, reply, refused(reason, message, pushback_s), self._observer)
 
     def _hand_over(self, head: CallHead, upstream: UpstreamPort, reply: Reply, now: float) -> IncomingCall:
         """Pass a call to the relay's own services on as it is: not limited, not counted as in flight."""

@@ -126,7 +126,6 @@ class Upstream:
 
     def start(self, method: str, metadata: Headers, timeout_s: float | None, sink: AttemptSink) -> Attempt:
         """Begin an attempt: its headers leave at once when a connection is ready, else as soon as one is."""
-        self.counters.attempts += 1
         deadline = None if timeout_s is None else self._clock() + timeout_s
         stream = ClientStream(self, method, metadata, deadline, sink)
         while (connection := self._choose()) is not None:

@@ -15,6 +15,7 @@ import grpc.aio
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthServicer, add_HealthServicer_to_server
 
+from relay_service.contract import MESSAGE_CHARS_MAX
 from relay_service.control.descriptors import UpstreamDescriptors
 from relay_service.control.names import PUBLIC_SERVICES
 from relay_service.control.sources import Health, HealthSource
@@ -60,7 +61,9 @@ class HealthBoard(HealthServicer):
         """The status of a service; NOT_FOUND for an unknown one."""
         status = self._status(request.service)
         if status == HealthCheckResponse.SERVICE_UNKNOWN:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service {request.service!r}")
+            # In short: it may be megabytes, and trailers that large would end the connection.
+            name = request.service[:MESSAGE_CHARS_MAX]
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service {name!r}")
         return HealthCheckResponse(status=status)
 
     async def Watch(self, request: HealthCheckRequest, context: _Context) -> None:

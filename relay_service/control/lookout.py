@@ -17,9 +17,9 @@ STORE_ANSWER_S = 5.0
 """A store that says nothing for so long does not work."""
 
 FAILURES = ("UNKNOWN", "DEADLINE_EXCEEDED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS")
-"""Ends that are nobody's doing but the upstream's or the relay's."""
+"""Ends that are mostly the upstream's doing or the relay's, what an open breaker refuses among them."""
 ANSWERS = ("OK", "INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION", "OUT_OF_RANGE")
-"""Ends that show a working upstream; refusals and cancellations show nothing."""
+"""Ends that show a working upstream; what is refused for load and what is cancelled show nothing."""
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, PreconditionFail
 from google.rpc.status_pb2 import Status
 
 from relay_service.config.problems import Problem
-from relay_service.contract import DOMAIN
+from relay_service.contract import DOMAIN, MESSAGE_CHARS_MAX
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
 
@@ -23,15 +23,20 @@ _STATUS = {status.value[0]: status for status in grpc.StatusCode}
 
 
 async def refuse(context: Context, reason: Reason, message: str, **details: str) -> Never:
-    """End with the reason's code and an ErrorInfo that holds the reason and ``details``."""
+    """End with the reason's code and an ErrorInfo that holds the reason and ``details``.
+
+    All may quote what was asked, which may be megabytes; trailers that large would end the connection.
+    """
     code = reason.code or Code.UNKNOWN
-    status = Status(code=int(code), message=message)
-    status.details.add().Pack(ErrorInfo(reason=reason.name, domain=DOMAIN, metadata=details))
+    status = Status(code=int(code), message=_short(message))
+    told = {name: _short(text) for name, text in details.items()}
+    status.details.add().Pack(ErrorInfo(reason=reason.name, domain=DOMAIN, metadata=told))
     await _abort(context, code, status)
 
 
 async def refuse_field(context: Context, field: str, description: str) -> Never:
     """INVALID_ARGUMENT for one field of the request."""
+    description = _short(description)
     status = Status(code=int(Code.INVALID_ARGUMENT), message=f"{field} {description}")
     violation = BadRequest.FieldViolation(field=field, description=description)
     status.details.add().Pack(BadRequest(field_violations=[violation]))
@@ -54,7 +59,11 @@ async def refuse_policy(context: Context, problems: Sequence[Problem]) -> Never:
 
 async def end(context: Context, code: Code, message: str) -> Never:
     """End with a plain status."""
-    await _abort(context, code, Status(code=int(code), message=message))
+    await _abort(context, code, Status(code=int(code), message=_short(message)))
+
+
+def _short(text: str) -> str:
+    return text[:MESSAGE_CHARS_MAX]
 
 
 async def _abort(context: Context, code: Code, status: Status) -> Never:

@@ -46,7 +46,7 @@ class Look:
     letters_max: int = 0
     """0 where no letters are kept."""
     ended: int = 0
-    """Calls that were answered or failed; those refused or cancelled tell nothing of the upstreams."""
+    """Calls that were answered or failed; what was refused for load or cancelled tells nothing."""
     errors: int = 0
     leases_lost: int = 0
 

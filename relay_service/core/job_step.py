@@ -11,7 +11,9 @@ from relay_service.core.status import Code
 from relay_service.core.verdict import Verdict
 
 REFUSED_WAIT_S = 1.0
-"""A job that the relay's own limits turned away comes back after this when they do not say when."""
+"""A job that the relay's own limits turned away comes back after this when they do not say when, ..."""
+NO_TURN_WAIT_S = 10.0
+"""... and after this when they say not to: others have been given every turn before, and a job has time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,8 @@ def _after_refusal(verdict: Verdict, rng: Random) -> Step:
     if verdict.code not in _TURNED_AWAY or reason is Reason.MESSAGE_TOO_LARGE:
         return Bury(Cause.NON_RETRYABLE)
     pushback_s = verdict.pushback_s
-    if pushback_s is None or pushback_s < 0:
+    if pushback_s is None:
         pushback_s = REFUSED_WAIT_S
+    elif pushback_s < 0:
+        pushback_s = NO_TURN_WAIT_S
     return HandBack(pushback_s * rng.uniform(1.0, 1.5))

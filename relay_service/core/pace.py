@@ -11,23 +11,33 @@ SERVICE_STEP = 0.05
 
 
 class DrainRate:
-    """Departures per second, exponentially weighted over `RATE_TIME_CONSTANT_S`."""
+    """Departures per second, exponentially weighted over `RATE_TIME_CONSTANT_S`.
 
-    __slots__ = ("_at", "_weight")
+    Departures further apart than that are told by the time between them: the weight of the last one is gone
+    before the next comes, and slow is not the same as stopped.
+    """
+
+    __slots__ = ("_at", "_gap_s", "_last", "_weight")
 
     def __init__(self, now: float) -> None:
         self._weight = 0.0
-        self._at = now
+        self._at = self._last = now
+        self._gap_s: float | None = None
 
     def count(self, now: float) -> None:
         """One more left."""
         self._decay(now)
         self._weight += 1.0
+        self._gap_s = now - self._last
+        self._last = now
 
     def per_second(self, now: float) -> float:
-        """The rate now."""
+        """The rate now; 0 before the first departure."""
+        if self._gap_s is None:
+            return 0.0
         self._decay(now)
-        return self._weight / RATE_TIME_CONSTANT_S
+        apart_s = max(RATE_TIME_CONSTANT_S, self._gap_s, now - self._last)
+        return max(self._weight / RATE_TIME_CONSTANT_S, 1.0 / apart_s)
 
     def _decay(self, now: float) -> None:
         elapsed_s = now - self._at

@@ -102,7 +102,8 @@ class ClientConnection(Connection):
         self._uploaded_at = -math.inf
         """When a stream last was in the middle of a large upload."""
         self._watch: TimerHandle | None = None
-        self._pinged_at = 0.0
+        self._pinged_at: float | None = None
+        """When the ping was sent whose answer is awaited."""
         self._asked_at = 0.0
         """When a stream was opened on the idle connection. While it is later than `heard_at`, an answer is
         owed, even when the stream was given up since: else short attempts would hide a dead connection."""
@@ -311,7 +312,9 @@ class ClientConnection(Connection):
         if kind is h2.SettingsReceived:
             self._on_settings(event.settings)
         elif kind is h2.PingAcknowledged:
-            self._owner.counters.ping_answered(self.clock() - self._pinged_at)
+            if self._pinged_at is not None:  # else it answers nothing that was asked
+                self._owner.counters.ping_answered(self.clock() - self._pinged_at)
+                self._pinged_at = None
         elif kind is h2.GoAwayReceived:
             self._owner.counters.goaways += 1
             self._on_goaway(event.error_code, event.debug_data)

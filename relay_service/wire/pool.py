@@ -13,7 +13,6 @@ class PoolCounters:
     """Connections lost, whoever ended them."""
     reconnects: int = 0
     """Connections made in place of lost ones."""
-    attempts: int = 0
     attempts_unsent: int = 0
     """Failed at once: away, or the line was full."""
     goaways: int = 0

@@ -72,6 +72,14 @@ def test_what_the_relays_own_limits_turn_away_counts_as_nothing_however_often(re
     assert 2.0 <= step.delay_s <= 3.0
 
 
+@pytest.mark.parametrize(("told", "least"), [(None, 1.0), (-1.0, 10.0)])
+def test_a_job_that_has_no_turn_comes_back_after_all_that_have_one(told: float | None, least: float) -> None:
+    refused = run(Code.RESOURCE_EXHAUSTED, None, Reason.QUEUE_FULL, pushback_s=told)
+    step = after_run(refused, job(), POLICY, Random(1), repeatable=False)
+    assert isinstance(step, HandBack)
+    assert least <= step.delay_s <= 1.5 * least
+
+
 def test_a_replay_has_one_run() -> None:
     failed = run(Code.UNAVAILABLE, Evidence.REFUSED)
     step = after_run(failed, job(1, replays="letter"), POLICY, Random(1), repeatable=True)

@@ -82,13 +82,15 @@ def test_an_envelope_that_is_not_one_message_is_malformed(body: bytes) -> None:
     assert (reply.code, reason_of(reply)) == (Code.INTERNAL, "MALFORMED_REQUEST")
 
 
-def test_an_envelope_that_never_becomes_whole_ends_at_its_deadline() -> None:
-    bench = Bench()
-    call, reply = bench.call(ENVELOPE, timeout_s=2.0)
+@pytest.mark.parametrize("timeout_s", [2.0, 100_000.0])
+def test_an_envelope_that_never_becomes_whole_ends_at_its_deadline(timeout_s: float) -> None:
+    bench = Bench(MethodPolicy(max_timeout_s=5.0))
+    began = bench.clock.now
+    call, reply = bench.call(ENVELOPE, timeout_s=timeout_s)
     call.on_request_data(framed(envelope())[:10], end=False)
     bench.clock.run()
     assert (reply.code, reason_of(reply)) == (Code.DEADLINE_EXCEEDED, "DEADLINE_PASSED")
-    assert reply.answered_at == pytest.approx(bench.clock.now)
+    assert reply.answered_at == pytest.approx(began + min(timeout_s, 5.0))
     call.on_request_data(framed(envelope())[10:], end=True)
     assert not bench.upstream.attempts
 
@@ -108,3 +110,31 @@ def test_leaving_an_envelope_leaves_the_call_inside() -> None:
     call.on_request_data(framed(envelope()), end=True)
     call.on_cancelled()
     assert bench.upstream.last.cancelled
+
+
+def test_what_an_envelope_says_is_quoted_in_short_and_not_remembered() -> None:
+    """A message is the caller's to choose, and may be megabytes: of many callers, gigabytes."""
+    bench = Bench()
+    contract._refused.cache_clear()
+    for letter in "ab":
+        call, reply = bench.call(ENVELOPE)
+        call.on_request_data(framed(envelope(type_url=letter * 1_000_000)), end=True)
+        assert (reason_of(reply), len(reply.message) < 1_000) == ("ENVELOPE_INVALID", True)
+    assert contract._refused.cache_info().currsize == 0
+
+
+def test_envelopes_in_the_making_share_the_room_for_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relay_service.relay.HELD_REQUEST_BYTES_MAX", 10_000)
+    bench = Bench()
+    first, _ = bench.call(ENVELOPE)
+    first.on_request_data(framed(b"x" * 9_500)[:-1], end=False)
+    second, reply = bench.call(ENVELOPE)
+    second.on_request_data(framed(envelope(value=b"y" * 1_000)), end=True)
+    assert (reply.code, reason_of(reply)) == (Code.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+    assert int(reply.trailers[b"grpc-retry-pushback-ms"]) > 0
+    first.on_cancelled()
+    third, _ = bench.call(ENVELOPE)
+    third.on_request_data(framed(envelope(value=b"y" * 9_000)), end=True)
+    assert len(bench.upstream.attempts) == 1, "the envelope's own room is given back to the call inside"
+    bench.upstream.last.end(OK)
+    assert bench.relay._held_bytes == 0

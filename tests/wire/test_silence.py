@@ -221,3 +221,15 @@ async def test_idle_connections_are_not_pinged(upstream, raw_server, new_sink):
     await asyncio.sleep(3 * (QUICK.silence_s + QUICK.ping_timeout_s))
     assert not server.peers[0].of(ngh2.PingReceived)
     assert not up.counters.disconnects
+
+
+async def test_an_answer_to_no_ping_is_no_answer(upstream, raw_server, new_sink):
+    server = await raw_server(answer)
+    up = upstream(server.target, connections=1)
+    assert await up.wait_ready(5)
+    server.peers[0].writer.write(bytes((0, 0, 8, 6, 1, 0, 0, 0, 0)) + b"unasked!")
+    sink = new_sink()
+    ask(up, sink)
+    await sink.end()
+    seen = up.pool()
+    assert (seen.pings, seen.pings_answered, seen.ping_round_trip_max_s) == (0, 0, 0.0)

@@ -36,7 +36,7 @@ RunAlone = Callable[[Operation[Any]], Awaitable[Any]]
 
 
 class Joined:
-    """Operations of one kind. State: what waits, and how many transactions are under way."""
+    """Operations of one kind. State: what waits, and the lanes at work, with their tasks."""
 
     def __init__(self, together: RunTogether, alone: RunAlone, *, lanes: int, batch_limit: int) -> None:
         """At most ``lanes`` transactions at a time, of at most ``batch_limit`` operations."""
@@ -45,6 +45,7 @@ class Joined:
         self._lanes = lanes
         self._batch_limit = batch_limit
         self._waiting: deque[Waiting] = deque()
+        self._working = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self.commits = 0
         self.rows = 0
@@ -56,7 +57,8 @@ class Joined:
         """Queue it and wait. A caller that goes away does not undo what it asked for."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._waiting.append(Waiting(operation, touches, future))
-        if len(self._tasks) < self._lanes:
+        if self._working < self._lanes:
+            self._working += 1
             task = asyncio.create_task(self._work(), name="writes are joined")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -68,8 +70,13 @@ class Joined:
             await asyncio.wait(self._tasks, timeout=timeout_s)
 
     async def _work(self) -> None:
-        while self._waiting:
-            await self._run(sorted(self._take(), key=lambda waiting: waiting.touches))
+        try:
+            while self._waiting:
+                await self._run(sorted(self._take(), key=lambda waiting: waiting.touches))
+        finally:
+            # In the same breath as the last look: a task that is over is still there until the loop has seen
+            # it, and whoever came meanwhile would wait for it.
+            self._working -= 1
 
     def _take(self) -> list[Waiting]:
         """What waits and touches nothing twice; the others stay, in their order."""

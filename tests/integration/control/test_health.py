@@ -39,9 +39,10 @@ async def test_every_service_and_the_whole_are_serving_while_an_upstream_is_read
     assert await check(channel_to(plane.private_address), service) == SERVING
 
 
-async def test_an_unknown_service_is_not_found_by_a_check(plane, channel_to) -> None:
+@pytest.mark.parametrize("service", ["no.Service", "n" * 200_000])
+async def test_an_unknown_service_is_not_found_by_a_check(plane, channel_to, service) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await check(channel_to(plane.private_address), "no.Service")
+        await check(channel_to(plane.private_address), service)
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 

@@ -63,6 +63,18 @@ async def test_what_cannot_be_run_is_refused_with_its_reason(lab: Any, helpers: 
     assert helpers.reason_of(refused.value) == "JOB_INVALID"
 
 
+async def test_a_refusal_quotes_what_was_submitted_in_short(lab: Any, helpers: Any) -> None:
+    """Whole, it would be larger than trailers may be, and end the connection that all submissions share."""
+    relay = await lab.relay(helpers.policy())
+    method, request_type = helpers.a_charge(), helpers.a_charge()
+    method.method = "m" * 200_000
+    request_type.request.type_url = "t" * 200_000
+    for work in (method, request_type):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await relay.jobs.Submit(job_pb2.SubmitRequest(work=work), timeout=20)
+        assert helpers.reason_of(refused.value) == "JOB_INVALID"
+
+
 async def test_cancelled_and_paused_jobs_do_not_run_and_an_order_key_keeps_its_order(
     lab: Any, helpers: Any
 ) -> None:
