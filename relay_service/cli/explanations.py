@@ -57,10 +57,11 @@ REASONS: Mapping[Reason, Explanation] = MappingProxyType(
         ),
         Reason.QUEUE_STANDING: Explanation(
             Reason.QUEUE_STANDING.meaning,
-            "Some call had waited longer than relay.admission.standingTarget at every look for "
-            "standingInterval or more. Then standingShed codel refuses waiting calls one after the other, "
-            "from the lowest class first, and queueOrder adaptive-lifo gives a newcomer the place of the "
-            "oldest in the full queue. Nothing was executed.",
+            "standingShed door: the queue had not been empty for relay.admission.standingInterval, and the "
+            "call would have waited longer than standingTarget; it is refused on arrival. Or some call had "
+            "waited longer than standingTarget at every look for standingInterval or more. Then standingShed "
+            "codel refuses waiting calls one after the other, from the lowest class first, and queueOrder "
+            "adaptive-lifo gives a newcomer the place of the oldest in the full queue. Nothing was executed.",
             "Callers: come back when grpc-retry-pushback-ms or RetryInfo says. Operators: more is asked for "
             "than is served; compare offered load and drain rate in `relay stats`.",
         ),

@@ -104,6 +104,7 @@ class Rule(StrEnum):
     WORKERS_WITHOUT_EFFECT = "workers-without-effect"
     """A number of workers beside a limit that adapts itself."""
     STANDING_WITHOUT_EFFECT = "standing-without-effect"
+    DOOR_NEWEST_FIRST = "door-newest-first"
     """Words about a standing queue with nothing done about one."""
     UPSTREAM_UNUSED = "upstream-unused"
     """An upstream without a route."""
@@ -365,6 +366,14 @@ def _standing(file: PolicyFile, policy: RelayPolicy) -> Iterator[Finding]:
     if given and not acts:
         text = "neither standingShed nor queueOrder does anything when the queue stands"
         yield Finding(Rule.STANDING_WITHOUT_EFFECT, "relay.admission", text)
+    if (
+        policy.admission.standing_shed is StandingShed.DOOR
+        and policy.admission.queue_order is QueueOrder.ADAPTIVE_LIFO
+    ):
+        text = (
+            "of the few that the door lets in, newest first leaves the others to their deadlines: take fifo"
+        )
+        yield Finding(Rule.DOOR_NEWEST_FIRST, "relay.admission.queueOrder", text)
 
 
 def _letters(file: PolicyFile, policy: RelayPolicy) -> Iterator[Finding]:

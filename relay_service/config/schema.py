@@ -269,7 +269,7 @@ class AdmissionBlock(Block):
     sheddable_plus_share: Annotated[float, Field(ge=0, le=1)] = _ADMISSION.sheddable_plus_share
     feasibility_quantile: Annotated[float, Field(ge=0.01, le=0.99)] | None = _ADMISSION.feasibility_quantile
     queue_order: Literal["fifo", "adaptive-lifo"] = "fifo"
-    standing_shed: Literal["none", "codel"] = "none"
+    standing_shed: Literal["none", "codel", "door"] = "none"
     standing_target_s: PositiveDuration = _ADMISSION.standing_target_s
     standing_interval_s: PositiveDuration = _ADMISSION.standing_interval_s
 

@@ -11,6 +11,8 @@ back, computed from how fast the queue has been draining.
 
 By policy a queue that stands (`relay_service.core.codel`) is shed from, always from the lowest class that
 waits, and each client's newest call is served first: it still has time, when the oldest has hardly any.
+Or there is a door before it: once it has not been empty for a while, no call joins that would wait for
+longer than the target. So who is refused hears it on arrival, and who is let in is served in order.
 
 Work that cannot end in time is not begun. A call that would have to wait is refused at once when the
 queue before it and the service time take longer than its deadline leaves, and looked at again when its
@@ -87,6 +89,8 @@ class Offer(Generic[Ticket]):
 
 
 _IGNORED = LoadSign.IGNORED
+_DOOR = StandingShed.DOOR
+_QUEUE_STANDING = Reason.QUEUE_STANDING
 _STARTED: Offer[Any] = Offer(Admitted.STARTED)
 _QUEUED: Offer[Any] = Offer(Admitted.QUEUED)
 
@@ -114,7 +118,7 @@ class AdmissionState:
     standing: bool = False
     """Whether the queue stands."""
     standing_shed: int = 0
-    """Calls that were shed because it did."""
+    """Calls that were shed because it did, or refused at its door."""
     service_s: float = 0.0
     """The learned quantile of the service time; 0 while nothing is known."""
     workers: int = 0
@@ -146,6 +150,7 @@ class Admission(Generic[Ticket]):
         "_cohorts",
         "_displaced",
         "_drain",
+        "_filled_at",
         "_limit",
         "_newcomers",
         "_policy",
@@ -175,6 +180,7 @@ class Admission(Generic[Ticket]):
         self._room = tuple(math.ceil(share * policy.queue_capacity) for share in _shares(policy))
         self._cohorts = Cohorts(secret)
         self._standing = StandingQueue(policy.standing_target_s, policy.standing_interval_s)
+        self._filled_at = now
         self._busy = 0
         self._streams = 0
         self._displaced = 0
@@ -247,6 +253,8 @@ class Admission(Generic[Ticket]):
             return None
         if not self._has_room(demand.criticality) and not self._can_displace(demand, now):
             return self._no_room(demand.criticality)
+        if self._door_is_shut(demand, now) and self._newcomer_for(demand, now) is None:
+            return _QUEUE_STANDING
         return self._infeasible(demand, now)
 
     def turn_away(self, demand: Demand, now: float) -> Reason | None:
@@ -254,6 +262,7 @@ class Admission(Generic[Ticket]):
         reason = self.refusal(demand, now)
         if reason is not None:
             self._refused[demand.criticality] += 1
+            self._standing_shed += reason is _QUEUE_STANDING
         return reason
 
     def _has_room(self, criticality: Criticality) -> bool:
@@ -264,6 +273,21 @@ class Admission(Generic[Ticket]):
             return Reason.CONCURRENCY_LIMIT
         sheds_early = self._room[criticality] < self._policy.queue_capacity
         return Reason.SHED_BY_CRITICALITY if sheds_early else Reason.QUEUE_FULL
+
+    def _door_is_shut(self, demand: Demand, now: float) -> bool:
+        """Whether the queue has not been empty for an interval, and the next call of the class and the client
+        would wait for longer than the target, and than the work itself takes.
+
+        A queue that was empty a moment ago evens out a burst, however large. Whether the oldest is above the
+        target is not asked: the door keeps it about there, so it would open and shut all the time.
+        """
+        policy = self._policy
+        if policy.standing_shed is not _DOOR or not self._waiting:
+            return False
+        if now - self._filled_at < policy.standing_interval_s:
+            return False
+        bearable_s = max(policy.standing_target_s, self._service.mean_s)
+        return self._ahead_of_next(demand, now) >= bearable_s * self._drains_per_s(now)
 
     def _infeasible(self, demand: Demand, now: float) -> Reason | None:
         if demand.deadline is None or not self._service_is_known:
@@ -284,11 +308,18 @@ class Admission(Generic[Ticket]):
         service time (Little's law), whichever is faster: after a quiet time little has drained, and that
         says nothing about what could.
         """
+        return (self._ahead_of_next(demand, now) + 1) / self._drains_per_s(now)
+
+    def _ahead_of_next(self, demand: Demand, now: float) -> int:
+        """How many would be served before the next call of the class and the client."""
         ahead = sum(map(len, self._queues[demand.criticality + 1 :]))
         queue = self._queues[demand.criticality]
         if len(queue):
             ahead += queue.ahead_of_next(self._cohorts.of(demand.client, now))
-        return (ahead + 1) / max(self._drain.per_second(now), self._could_per_s)
+        return ahead
+
+    def _drains_per_s(self, now: float) -> float:
+        return max(self._drain.per_second(now), self._could_per_s)
 
     @property
     def _could_per_s(self) -> float:
@@ -306,7 +337,7 @@ class Admission(Generic[Ticket]):
             return _STARTED
         if (reason := self.turn_away(demand, now)) is not None:
             return Offer(Admitted.REFUSED, reason)
-        offer = _QUEUED if self._has_room(demand.criticality) else self._in_place_of_another(demand, now)
+        offer = self._place_for(demand, now)
         place = _Place(demand, self._cohorts.of(demand.client, now), now)
         self._queues[demand.criticality].add(ticket, place.cohort)
         self._waiting[ticket] = place
@@ -314,12 +345,21 @@ class Admission(Generic[Ticket]):
             self._newcomers[demand.criticality][ticket] = None
         return offer
 
+    def _place_for(self, demand: Demand, now: float) -> Offer[Ticket]:
+        """The offer for a call that is not refused."""
+        if not self._has_room(demand.criticality):
+            return self._in_place_of_another(demand, now)
+        if not self._waiting:
+            self._filled_at = now
+        if self._door_is_shut(demand, now) and (newcomer := self._newcomer_for(demand, now)) is not None:
+            return self._displace_newcomer(newcomer, _QUEUE_STANDING)
+        return _QUEUED
+
     def _in_place_of_another(self, demand: Demand, now: float) -> Offer[Ticket]:
         """A place that a call has to leave which would be served after the others of its cohort."""
         lower = self._lowest_below(demand.criticality)
         if lower is None and (newcomer := self._newcomer_for(demand, now)) is not None:
-            self._queues[demand.criticality].remove(newcomer, self._waiting[newcomer].cohort)
-            return self._displace(newcomer, Reason.QUEUE_FULL)
+            return self._displace_newcomer(newcomer, Reason.QUEUE_FULL)
         if lower is not None:
             queue, reason = lower, Reason.SHED_BY_CRITICALITY
         else:
@@ -329,6 +369,11 @@ class Admission(Generic[Ticket]):
             which = Which.OLDEST
             reason = Reason.QUEUE_STANDING if lower is None else reason
         return self._displace(queue.take_from_longest(which), reason)
+
+    def _displace_newcomer(self, ticket: Ticket, reason: Reason) -> Offer[Ticket]:
+        place = self._waiting[ticket]
+        self._queues[place.demand.criticality].remove(ticket, place.cohort)
+        return self._displace(ticket, reason)
 
     def _displace(self, ticket: Ticket, reason: Reason) -> Offer[Ticket]:
         """The offer that took the place of a ticket, which is off its queue already."""

@@ -292,6 +292,8 @@ class StandingShed(Enum):
     """They wait to their deadlines."""
     CODEL = "codel"
     """They are refused one after the other, the sooner the longer it stands."""
+    DOOR = "door"
+    """They are served; who would have to wait behind too many of them is refused on arrival."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,7 +364,8 @@ class AdmissionPolicy:
     queue_order: QueueOrder = QueueOrder.FIFO
     standing_shed: StandingShed = StandingShed.NONE
     standing_target_s: float = 0.05
-    """The queue stands when its oldest call has waited longer than this for a whole interval."""
+    """The queue stands when its oldest call has waited longer than this for a whole interval; with DOOR it is
+    what a call may have to wait once the queue has not been empty for an interval."""
     standing_interval_s: float = 0.2
     """Also the time from the first call that is shed to the second."""
 

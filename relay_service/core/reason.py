@@ -23,7 +23,7 @@ class Reason(Enum):
     CLIENT_QUOTA = Code.RESOURCE_EXHAUSTED, "the client has used up its quota of calls"
     QUEUE_STANDING = (
         Code.RESOURCE_EXHAUSTED,
-        "the queue has not emptied for too long, and this call was chosen to leave it",
+        "the queue has not emptied for too long, and this call is one too many for it",
     )
     CONCURRENCY_LIMIT = (
         Code.RESOURCE_EXHAUSTED,

@@ -70,7 +70,9 @@ class AdmissionCollector(Collector):
             yield counter
         yield GaugeMetricFamily("relay_queue_standing", "1 while the queue stands.", value=state.standing)
         yield CounterMetricFamily(
-            "relay_standing_shed", "Calls shed because the queue stood.", value=state.standing_shed
+            "relay_standing_shed",
+            "Calls shed because the queue stood, or refused at its door.",
+            value=state.standing_shed,
         )
         yield CounterMetricFamily(
             "relay_displaced", "Calls that lost their place in the queue to another.", value=state.displaced

@@ -55,7 +55,7 @@ def steps(action: Callable[[], object]) -> int:
     return lines + Ticket.looks - before
 
 
-def filled(waiting: int, *, full: bool) -> Admission[Ticket]:
+def filled(waiting: int, *, full: bool, shed: StandingShed = StandingShed.CODEL) -> Admission[Ticket]:
     """So many wait, of all classes and fifty clients; ``full`` leaves no room for another."""
     policy = AdmissionPolicy(
         queue_capacity=waiting if full else 2 * waiting,
@@ -63,7 +63,7 @@ def filled(waiting: int, *, full: bool) -> Admission[Ticket]:
         sheddable_share=1.0,
         sheddable_plus_share=1.0,
         queue_order=QueueOrder.ADAPTIVE_LIFO,
-        standing_shed=StandingShed.CODEL,
+        standing_shed=shed,
     )
     gate: Admission[Ticket] = Admission(policy, 0.0, b"secret")
     gate.offer(Ticket(), Demand(), 0.0)
@@ -99,10 +99,11 @@ def leave(gate: Admission[Ticket]) -> None:
 
 @pytest.mark.parametrize("operation", [join, look, end_and_grant, leave])
 @pytest.mark.parametrize("full", [False, True], ids=["with-room", "full"])
+@pytest.mark.parametrize("shed", [StandingShed.CODEL, StandingShed.DOOR])
 def test_what_an_operation_costs_does_not_grow_with_the_queue(
-    operation: Callable[[Admission[Ticket]], None], full: bool
+    operation: Callable[[Admission[Ticket]], None], full: bool, shed: StandingShed
 ) -> None:
-    few, many = filled(FEW, full=full), filled(MANY, full=full)
+    few, many = filled(FEW, full=full, shed=shed), filled(MANY, full=full, shed=shed)
     for round_ in range(5):
         cheap, dear = steps(lambda: operation(few)), steps(lambda: operation(many))
         print(f"round {round_}: {cheap} steps with {FEW} waiting, {dear} with {MANY}")

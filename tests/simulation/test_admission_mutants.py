@@ -10,6 +10,7 @@ import test_limit_in_many_overloads as many_overloads
 import test_overload
 import test_standing_queue
 import test_the_default_limit as default_limit
+import test_the_door
 
 from relay_service.core.admission import Admission
 from relay_service.core.cohorts import Cohorts
@@ -61,6 +62,10 @@ def codel_sheds_the_highest_class(patch: Patch) -> None:
 
 def fifo_always(patch: Patch) -> None:
     patch.setattr(Admission, "_serves", Which.OLDEST)
+
+
+def the_door_is_never_shut(patch: Patch) -> None:
+    patch.setattr(Admission, "_door_is_shut", lambda *_: False)
 
 
 def one_longer_cohort_is_never_found(patch: Patch) -> None:
@@ -147,10 +152,19 @@ MUTANTS: tuple[tuple[Callable[[Patch], None], Callable[[], None]], ...] = (
             3
         ),
     ),
+    (
+        the_door_is_never_shut,
+        lambda: test_the_door.test_whoever_is_refused_is_refused_at_once_and_the_served_wait_about_the_target(
+            3, 0.2
+        ),
+    ),
     (timeouts_are_not_counted, default_limit.test_a_silent_service_gets_the_floor_and_is_found_again),
     (the_baseline_moves_while_overloaded, limits_are_new_in_time),
     (a_part_of_a_permit_counts_as_one, a_block_of_overloads),
-    (windows_begin_under_the_old_limit, a_block_of_overloads),
+    (
+        windows_begin_under_the_old_limit,
+        default_limit.test_a_service_that_only_takes_longer_gets_as_many_calls_as_before,
+    ),
     (a_first_baseline_is_believed, limits_are_new_in_time),
     (
         a_limit_lowered_in_vain_stays_low,

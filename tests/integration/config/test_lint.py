@@ -126,6 +126,11 @@ SUSPICIOUS = [
         "standing-without-effect",
         "relay.admission",
     ),
+    (
+        {"relay": {"preset": "default", "admission": {"queueOrder": "adaptive-lifo"}}},
+        "door-newest-first",
+        "relay.admission.queueOrder",
+    ),
     ({"relay": ROUTED}, "upstream-unused", "relay.upstreams.b"),
     ({"relay": {"preset": "default", "criticality": {}}}, "caps-without-effect", "relay.criticality"),
     ({"relay": ROUTED | {"routes": BOTH}}, "shared-limit", "relay.upstreams"),
