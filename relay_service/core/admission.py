@@ -180,7 +180,7 @@ class Admission(Generic[Ticket]):
         self._room = tuple(math.ceil(share * policy.queue_capacity) for share in _shares(policy))
         self._cohorts = Cohorts(secret)
         self._standing = StandingQueue(policy.standing_target_s, policy.standing_interval_s)
-        self._filled_at = now
+        self._filled_at = [now for _ in Criticality]
         self._busy = 0
         self._streams = 0
         self._displaced = 0
@@ -275,19 +275,30 @@ class Admission(Generic[Ticket]):
         return Reason.SHED_BY_CRITICALITY if sheds_early else Reason.QUEUE_FULL
 
     def _door_is_shut(self, demand: Demand, now: float) -> bool:
-        """Whether the queue has not been empty for an interval, and the next call of the class and the client
-        would wait for longer than the target, and than the work itself takes.
+        """Whether somebody of the class or above has been waiting for an interval, and the next call of the
+        class and the client would wait for longer than the target, and than the work itself takes.
 
-        A queue that was empty a moment ago evens out a burst, however large. Whether the oldest is above the
-        target is not asked: the door keeps it about there, so it would open and shut all the time.
+        A queue that was empty a moment ago evens out a burst, however large; that lower classes wait all the
+        time is nothing to a higher one. Whether the oldest is above the target is not asked: the door keeps
+        it about there, so it would open and shut all the time.
         """
         policy = self._policy
-        if policy.standing_shed is not _DOOR or not self._waiting:
+        if policy.standing_shed is not _DOOR:
             return False
-        if now - self._filled_at < policy.standing_interval_s:
+        if now - self._filled_at[demand.criticality] < policy.standing_interval_s:
             return False
+        ahead = self._ahead_of_next(demand, now)
         bearable_s = max(policy.standing_target_s, self._service.mean_s)
-        return self._ahead_of_next(demand, now) >= bearable_s * self._drains_per_s(now)
+        return ahead > 0 and ahead >= bearable_s * self._drains_per_s(now)
+
+    def _note_joining(self, criticality: Criticality, now: float) -> None:
+        """The first to wait of its class and those above: from now on somebody waits before that class."""
+        waiting = sum(map(len, self._queues[criticality + 1 :]))
+        for each in range(criticality, -1, -1):
+            waiting += len(self._queues[each])
+            if waiting:
+                return
+            self._filled_at[each] = now
 
     def _infeasible(self, demand: Demand, now: float) -> Reason | None:
         if demand.deadline is None or not self._service_is_known:
@@ -347,10 +358,9 @@ class Admission(Generic[Ticket]):
 
     def _place_for(self, demand: Demand, now: float) -> Offer[Ticket]:
         """The offer for a call that is not refused."""
+        self._note_joining(demand.criticality, now)
         if not self._has_room(demand.criticality):
             return self._in_place_of_another(demand, now)
-        if not self._waiting:
-            self._filled_at = now
         if self._door_is_shut(demand, now) and (newcomer := self._newcomer_for(demand, now)) is not None:
             return self._displace_newcomer(newcomer, _QUEUE_STANDING)
         return _QUEUED

@@ -52,6 +52,24 @@ def test_once_the_queue_has_stood_for_an_interval_a_newcomer_is_refused_at_the_d
     assert gate.queued == IN_TARGET
 
 
+def test_a_queue_that_only_lower_classes_keep_from_emptying_has_an_open_door_for_higher_ones() -> None:
+    gate = busy_gate()
+    low, high = Demand(Criticality.SHEDDABLE), Demand(Criticality.CRITICAL)
+    fill(gate, IN_TARGET, low)
+    assert gate.refusal(low, STOOD_S) is Reason.QUEUE_STANDING
+    fill(gate, IN_TARGET + 1, high, STOOD_S)
+    assert gate.refusal(high, 2 * STOOD_S - 0.01) is None
+    assert gate.refusal(high, 2 * STOOD_S) is Reason.QUEUE_STANDING, (
+        "they have stood for an interval themselves"
+    )
+
+
+def test_a_higher_class_that_waits_shuts_the_door_to_lower_ones() -> None:
+    gate = busy_gate()
+    fill(gate, IN_TARGET, Demand(Criticality.CRITICAL))
+    assert gate.refusal(Demand(Criticality.SHEDDABLE), STOOD_S) is Reason.QUEUE_STANDING
+
+
 def test_a_queue_that_takes_less_than_the_target_lets_in_one_more_however_old_it_is() -> None:
     gate = busy_gate()
     fill(gate, IN_TARGET - 1)
