@@ -15,8 +15,8 @@ from relay_service.core.criticality import Criticality
 from relay_service.core.policy import AdmissionPolicy, QueueOrder, StandingShed
 from relay_service.core.reason import Reason
 
-DOOR = DEFAULT
-FIFO = replace(DEFAULT, standing_shed=StandingShed.NONE)
+FIFO = replace(DEFAULT, queue_order=QueueOrder.FIFO)
+DOOR = replace(FIFO, standing_shed=StandingShed.DOOR)
 LIFO = replace(FIFO, queue_order=QueueOrder.ADAPTIVE_LIFO)
 SEEDS = (1, 2, 3)
 WORKERS, SERVICE_S = 36, 0.02

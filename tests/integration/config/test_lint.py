@@ -127,7 +127,7 @@ SUSPICIOUS = [
         "relay.admission",
     ),
     (
-        {"relay": {"preset": "default", "admission": {"queueOrder": "adaptive-lifo"}}},
+        {"relay": {"preset": "default", "admission": {"standingShed": "door"}}},
         "door-newest-first",
         "relay.admission.queueOrder",
     ),
