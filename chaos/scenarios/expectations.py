@@ -315,7 +315,7 @@ def stays_down(share: float) -> Expectation:
     return Expectation(f"bare, at most {share:.0%} succeed even after the fault", judge)
 
 
-def effects_were_lost_sight_of(minimum: int = 5) -> Expectation:
+def effects_were_lost_sight_of(minimum: int = 3) -> Expectation:
     """Control: effects and answers were separated; else at most one effect of each proves nothing."""
 
     def judge(evidence: Evidence) -> Finding:
