@@ -234,7 +234,7 @@ def no_hedge_unpaid(tokens_out: float) -> Expectation:
 
     def judge(evidence: Evidence) -> Finding:
         samples = evidence.relays_between(*settled(evidence))
-        return invariants.no_hedge_without_budget(samples, tokens_out, minimum=5)
+        return invariants.no_hedge_without_budget(samples, tokens_out, minimum=2)
 
     return Expectation("no hedge is made while the budget is out", judge)
 
