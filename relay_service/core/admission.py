@@ -11,8 +11,9 @@ back, computed from how fast the queue has been draining.
 
 By policy a queue that stands (`relay_service.core.codel`) is shed from, always from the lowest class that
 waits, and each client's newest call is served first: it still has time, when the oldest has hardly any.
-Or there is a door before it: once it has not been empty for a while, no call joins that would wait for
-longer than the target. So who is refused hears it on arrival, and who is let in is served in order.
+Or there is a door before it: once a class and those above have not been empty for a while, no call joins
+that would wait for longer than the target. So who is refused hears it on arrival, and who is let in is
+served in order.
 
 Work that cannot end in time is not begun. A call that would have to wait is refused at once when the
 queue before it and the service time take longer than its deadline leaves, and looked at again when its
@@ -292,8 +293,8 @@ class Admission(Generic[Ticket]):
         return ahead > 0 and ahead >= bearable_s * self._drains_per_s(now)
 
     def _note_joining(self, criticality: Criticality, now: float) -> None:
-        """The first to wait of its class and those above: from now on somebody waits before that class."""
-        waiting = sum(map(len, self._queues[criticality + 1 :]))
+        """Remember since when somebody of each class, or of one above it, waits: a call joins its queue."""
+        waiting = self._waiting_above(criticality)
         for each in range(criticality, -1, -1):
             waiting += len(self._queues[each])
             if waiting:
@@ -323,11 +324,14 @@ class Admission(Generic[Ticket]):
 
     def _ahead_of_next(self, demand: Demand, now: float) -> int:
         """How many would be served before the next call of the class and the client."""
-        ahead = sum(map(len, self._queues[demand.criticality + 1 :]))
+        ahead = self._waiting_above(demand.criticality)
         queue = self._queues[demand.criticality]
         if len(queue):
             ahead += queue.ahead_of_next(self._cohorts.of(demand.client, now))
         return ahead
+
+    def _waiting_above(self, criticality: Criticality) -> int:
+        return sum(map(len, self._queues[criticality + 1 :]))
 
     def _drains_per_s(self, now: float) -> float:
         return max(self._drain.per_second(now), self._could_per_s)
