@@ -45,6 +45,8 @@ class Errand:
     """On the history's clock."""
     timeout_s: float
     client_try: int = 1
+    says_tried: bool = False
+    """Whether a later try says so, as a client library's own retry does (``grpc-previous-rpc-attempts``)."""
 
 
 Trailers = Mapping[str, str | bytes]
@@ -104,7 +106,7 @@ class Client:
         trace = self._tracing.begin(planned.method, self.address, recorded=planned.traced)
         sent_s = self.history.now()
         start = self._method(planned)
-        options = {"timeout": errand.timeout_s, "metadata": _metadata(planned, trace)}
+        options = {"timeout": errand.timeout_s, "metadata": _metadata(errand, trace)}
         ending = GIVEN_UP
         try:
             match planned.style:
@@ -167,12 +169,14 @@ class Client:
         )
 
 
-def _metadata(planned: PlannedCall, trace: CallTrace) -> tuple[tuple[str, str], ...]:
+def _metadata(errand: Errand, trace: CallTrace) -> tuple[tuple[str, str], ...]:
+    planned, tried = errand.planned, errand.client_try - 1
     named = (
         ("traceparent", trace.traceparent),
         ("idempotency-key", planned.key),
         ("relay-criticality", planned.criticality),
         ("relay-client-id", planned.client),
+        ("grpc-previous-rpc-attempts", str(tried) if tried and errand.says_tried else None),
     )
     return tuple((name, value) for name, value in named if value is not None)
 

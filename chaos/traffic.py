@@ -32,6 +32,11 @@ class NaiveRetry:
     tries_max: int = 1
     pause_s: float = 0.05
 
+    @property
+    def says_tried(self) -> bool:
+        """Whether a later try says that there was one before; application code has no way to."""
+        return False
+
     def pause_after(self, record: CallRecord) -> float | None:
         """Seconds to wait before the next try; None ends it."""
         return None if record.ok or record.client_try >= self.tries_max else self.pause_s
@@ -42,6 +47,11 @@ class ObedientRetry(NaiveRetry):
     """A client that tries again only if and when it is told to: gRPC's rule for pushback (gRFC A6)."""
 
     tries_max: int = 3
+
+    @property
+    def says_tried(self) -> bool:
+        """It does, in ``grpc-previous-rpc-attempts``."""
+        return True
 
     def pause_after(self, record: CallRecord) -> float | None:
         """As told by ``grpc-retry-pushback-ms``."""
@@ -124,6 +134,7 @@ async def run_closed_loop(
 
 async def _see_through(client: Client, errand: Errand, retry: NaiveRetry) -> None:
     """One operation to its last try."""
+    errand = replace(errand, says_tried=retry.says_tried)
     record = await client.call(errand)
     while (pause_s := retry.pause_after(record)) is not None:
         await asyncio.sleep(pause_s)

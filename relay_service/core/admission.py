@@ -4,10 +4,11 @@ A worker is the right to have one attempt under way; how many there are is said 
 `relay_service.core.limit.ConcurrencyLimit`, which may change its mind. Work waits in one bounded queue:
 higher classes leave it first, and within a class the clients' cohorts take turns. When there is no room, a
 call takes the place of a call of the lowest class below its own, else of the cohort of its own class that
-has more waiting than its own, and is refused only if there is none. A call that comes back, as one that
-was refused is told to, takes the place of the newest of its class that was never here. Lower classes may
-fill only a share of the queue, so they are refused before it is full. What is refused is told when to come
-back, computed from how fast the queue has been draining.
+has more waiting than its own, and is refused only if there is none. Lower classes may fill only a share of
+the queue, so they are refused before it is full. What is refused is told when to come back, computed from
+how fast the queue has been draining. A call that does come back has a turn: it is served before the
+newcomers of its cohort, may take the place of one, and is shed after them. A retry of the relay's own has no
+such claim, as nobody was told to wait for it, and it is more load for the same call.
 
 By policy a queue that stands (`relay_service.core.codel`) is shed from, always from the lowest class that
 waits, and each client's newest call is served first: it still has time, when the oldest has hardly any.
@@ -26,7 +27,7 @@ admitted waits at most until its own deadline.
 
 import math
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from random import Random
@@ -153,7 +154,6 @@ class Admission(Generic[Ticket]):
         "_drain",
         "_filled_at",
         "_limit",
-        "_newcomers",
         "_policy",
         "_queues",
         "_refused",
@@ -176,8 +176,6 @@ class Admission(Generic[Ticket]):
         self._queues: tuple[FairQueue[Ticket], ...] = tuple(FairQueue() for _ in Criticality)
         # In the order of arrival; a plain dict would search longer and longer for its first entry.
         self._waiting: OrderedDict[Ticket, _Place] = OrderedDict()
-        # By class, those of them that had not been here before.
-        self._newcomers: tuple[OrderedDict[Ticket, None], ...] = tuple(OrderedDict() for _ in Criticality)
         self._room = tuple(math.ceil(share * policy.queue_capacity) for share in _shares(policy))
         self._cohorts = Cohorts(secret)
         self._standing = StandingQueue(policy.standing_target_s, policy.standing_interval_s)
@@ -254,7 +252,7 @@ class Admission(Generic[Ticket]):
             return None
         if not self._has_room(demand.criticality) and not self._can_displace(demand, now):
             return self._no_room(demand.criticality)
-        if self._door_is_shut(demand, now) and self._newcomer_for(demand, now) is None:
+        if self._door_is_shut(demand, now) and self._yields_to(demand, now) is None:
             return _QUEUE_STANDING
         return self._infeasible(demand, now)
 
@@ -288,7 +286,7 @@ class Admission(Generic[Ticket]):
             return False
         if now - self._filled_at[demand.criticality] < policy.standing_interval_s:
             return False
-        ahead = self._ahead_of_next(demand, now)
+        ahead = self._ahead_of(demand, self._queues[demand.criticality].ahead_of_newcomer, now)
         bearable_s = max(policy.standing_target_s, self._service.mean_s)
         return ahead > 0 and ahead >= bearable_s * self._drains_per_s(now)
 
@@ -320,14 +318,16 @@ class Admission(Generic[Ticket]):
         service time (Little's law), whichever is faster: after a quiet time little has drained, and that
         says nothing about what could.
         """
-        return (self._ahead_of_next(demand, now) + 1) / self._drains_per_s(now)
-
-    def _ahead_of_next(self, demand: Demand, now: float) -> int:
-        """How many would be served before the next call of the class and the client."""
-        ahead = self._waiting_above(demand.criticality)
         queue = self._queues[demand.criticality]
-        if len(queue):
-            ahead += queue.ahead_of_next(self._cohorts.of(demand.client, now))
+        in_class = queue.ahead_of_returned if demand.returning else queue.ahead_of_newcomer
+        return (self._ahead_of(demand, in_class, now) + 1) / self._drains_per_s(now)
+
+    def _ahead_of(self, demand: Demand, in_class: Callable[[int], int], now: float) -> int:
+        """How many would be served before the next call of the class and the client; ``in_class`` says how
+        many of its own class, by cohort."""
+        ahead = self._waiting_above(demand.criticality)
+        if len(self._queues[demand.criticality]):
+            ahead += in_class(self._cohorts.of(demand.client, now))
         return ahead
 
     def _waiting_above(self, criticality: Criticality) -> int:
@@ -354,10 +354,9 @@ class Admission(Generic[Ticket]):
             return Offer(Admitted.REFUSED, reason)
         offer = self._place_for(demand, now)
         place = _Place(demand, self._cohorts.of(demand.client, now), now)
-        self._queues[demand.criticality].add(ticket, place.cohort)
+        queue = self._queues[demand.criticality]
+        (queue.add_returned if demand.returning else queue.add)(ticket, place.cohort)
         self._waiting[ticket] = place
-        if not demand.returning:
-            self._newcomers[demand.criticality][ticket] = None
         return offer
 
     def _place_for(self, demand: Demand, now: float) -> Offer[Ticket]:
@@ -365,29 +364,22 @@ class Admission(Generic[Ticket]):
         self._note_joining(demand.criticality, now)
         if not self._has_room(demand.criticality):
             return self._in_place_of_another(demand, now)
-        if self._door_is_shut(demand, now) and (newcomer := self._newcomer_for(demand, now)) is not None:
-            return self._displace_newcomer(newcomer, _QUEUE_STANDING)
+        if self._door_is_shut(demand, now) and (cohort := self._yields_to(demand, now)) is not None:
+            newcomer = self._queues[demand.criticality].take_newcomer(cohort)
+            return self._displace(newcomer, _QUEUE_STANDING)
         return _QUEUED
 
     def _in_place_of_another(self, demand: Demand, now: float) -> Offer[Ticket]:
         """A place that a call has to leave which would be served after the others of its cohort."""
-        lower = self._lowest_below(demand.criticality)
-        if lower is None and (newcomer := self._newcomer_for(demand, now)) is not None:
-            return self._displace_newcomer(newcomer, Reason.QUEUE_FULL)
-        if lower is not None:
-            queue, reason = lower, Reason.SHED_BY_CRITICALITY
-        else:
-            queue, reason = self._queues[demand.criticality], Reason.FAIR_SHARE
-        which = Which.NEWEST
-        if self._serves is Which.NEWEST:
-            which = Which.OLDEST
-            reason = Reason.QUEUE_STANDING if lower is None else reason
+        newest_first = self._serves is Which.NEWEST
+        which = Which.OLDEST if newest_first else Which.NEWEST
+        if (lower := self._lowest_below(demand.criticality)) is not None:
+            return self._displace(lower.take_from_longest(which), Reason.SHED_BY_CRITICALITY)
+        queue = self._queues[demand.criticality]
+        if (cohort := self._yields_to(demand, now)) is not None:
+            return self._displace(queue.take_newcomer(cohort), Reason.QUEUE_FULL)
+        reason = _QUEUE_STANDING if newest_first else Reason.FAIR_SHARE
         return self._displace(queue.take_from_longest(which), reason)
-
-    def _displace_newcomer(self, ticket: Ticket, reason: Reason) -> Offer[Ticket]:
-        place = self._waiting[ticket]
-        self._queues[place.demand.criticality].remove(ticket, place.cohort)
-        return self._displace(ticket, reason)
 
     def _displace(self, ticket: Ticket, reason: Reason) -> Offer[Ticket]:
         """The offer that took the place of a ticket, which is off its queue already."""
@@ -395,20 +387,21 @@ class Admission(Generic[Ticket]):
         self._displaced += 1
         return Offer(Admitted.QUEUED, reason, ticket)
 
-    def _newcomer_for(self, demand: Demand, now: float) -> Ticket | None:
-        """Whose place a call has that comes back: the newest newcomer's of its class.
+    def _yields_to(self, demand: Demand, now: float) -> int | None:
+        """The cohort whose newest newcomer makes room for a call that comes back: its own.
 
-        Of another client only where that has more waiting, or saying that one comes back would be a way to
-        the places of others.
+        Another only where that has more waiting, or saying that one comes back would be a way to the places
+        of others.
         """
-        newcomers = self._newcomers[demand.criticality]
-        if not demand.returning or not newcomers:
+        if not demand.returning:
             return None
-        newest = next(reversed(newcomers))
-        theirs, own = self._waiting[newest].cohort, self._cohorts.of(demand.client, now)
         queue = self._queues[demand.criticality]
-        fair = theirs == own or queue.waiting_of(theirs) > queue.waiting_of(own)
-        return newest if fair else None
+        own, longest = self._cohorts.of(demand.client, now), queue.longest_cohort
+        if queue.newcomers_of(own):
+            return own
+        if longest is None or not queue.newcomers_of(longest) or queue.longest <= queue.waiting_of(own):
+            return None
+        return longest
 
     @property
     def _serves(self) -> Which:
@@ -417,13 +410,13 @@ class Admission(Generic[Ticket]):
 
     def _can_displace(self, demand: Demand, now: float) -> bool:
         """Whether a call that waits would have to make room."""
-        if self._lowest_below(demand.criticality) is not None:
-            return True
-        if self._newcomer_for(demand, now) is not None:
+        if self._lowest_below(demand.criticality) is not None or self._yields_to(demand, now) is not None:
             return True
         queue = self._queues[demand.criticality]
-        if self._serves is Which.NEWEST:
-            return len(queue) > 0
+        if (longest := queue.longest_cohort) is None:
+            return False
+        if self._serves is Which.NEWEST and queue.newcomers_of(longest):
+            return True
         # One more would still not be as many as the longest: else the two would only change places.
         return queue.longest > queue.waiting_of(self._cohorts.of(demand.client, now)) + 1
 
@@ -483,9 +476,7 @@ class Admission(Generic[Ticket]):
 
     def _forget(self, ticket: Ticket) -> _Place:
         """A ticket has left its queue."""
-        place = self._waiting.pop(ticket)
-        self._newcomers[place.demand.criticality].pop(ticket, None)
-        return place
+        return self._waiting.pop(ticket)
 
     def _too_late(self, deadline: float | None, now: float) -> Reason | None:
         if deadline is None:

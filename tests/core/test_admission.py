@@ -173,9 +173,10 @@ def test_a_newcomer_that_left_the_queue_has_no_place_to_lose() -> None:
         gate.offer(ticket, PLAIN, 0.0)
     gate.withdraw(2)
     gate.offer(3, RETURNING, 0.0)
-    assert handed(gate) == 1
-    gate.offer(4, RETURNING, 0.0)
-    assert gate.offer(5, RETURNING, 0.0).admitted is Admitted.REFUSED
+    assert handed(gate) == 3
+    assert gate.offer(4, RETURNING, 0.0).displaced is None
+    assert gate.offer(5, RETURNING, 0.0).displaced == 1
+    assert gate.offer(6, RETURNING, 0.0).admitted is Admitted.REFUSED
 
 
 def test_coming_back_takes_no_place_of_a_client_that_has_no_more() -> None:
@@ -185,7 +186,26 @@ def test_coming_back_takes_no_place_of_a_client_that_has_no_more() -> None:
         gate.offer(f"noisy {number}", Demand(client=b"noisy", returning=True), 0.0)
         gate.offer(f"modest {number}", Demand(client=b"modest"), 0.0)
     assert gate.offer("noisy", Demand(client=b"noisy", returning=True), 0.0).reason is Reason.QUEUE_FULL
-    assert gate.offer("other", Demand(client=b"other", returning=True), 0.0).displaced == "modest 1"
+
+
+def test_coming_back_takes_the_newest_place_of_the_client_that_has_most() -> None:
+    gate: Admission[str] = Admission(AdmissionPolicy(queue_capacity=5, workers=1, max_streams=1), 0.0)
+    gate.offer("under way", PLAIN, 0.0)
+    for number in range(3):
+        gate.offer(f"most {number}", Demand(client=b"most"), 0.0)
+    gate.offer("back 0", Demand(client=b"back", returning=True), 0.0)
+    gate.offer("back 1", Demand(client=b"back", returning=True), 0.0)
+    assert gate.offer("back 2", Demand(client=b"back", returning=True), 0.0).displaced == "most 2"
+    assert gate.offer("back 3", Demand(client=b"back", returning=True), 0.0).admitted is Admitted.REFUSED
+
+
+def test_who_comes_back_is_served_before_the_newcomers_of_its_client_and_shed_after_them() -> None:
+    gate = admission(workers=1, queue=10)
+    gate.offer("under way", PLAIN, 0.0)
+    gate.offer("new", PLAIN, 0.0)
+    gate.offer("back", RETURNING, 0.0)
+    gate.offer("newer", PLAIN, 0.0)
+    assert [handed(gate) for _ in range(3)] == ["back", "new", "newer"]
 
 
 def test_pushback_is_bounded_when_nothing_drains() -> None:

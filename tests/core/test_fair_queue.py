@@ -29,39 +29,81 @@ def test_the_newest_of_a_cohort_may_be_asked_for() -> None:
 
 def test_a_newcomer_waits_for_its_own_calls_and_for_one_of_each_other_between_them() -> None:
     queue = queue_of(a=100, b=2)
-    assert [queue.ahead_of_next(cohort) for cohort in (0, 1, 2)] == [102, 6, 2]
+    assert [queue.ahead_of_newcomer(cohort) for cohort in (0, 1, 2)] == [102, 6, 2]
 
 
-@given(
-    st.lists(st.tuples(st.sampled_from(["add", "take", "newest", "longest", "remove"]), st.integers(0, 4)))
-)
+def test_who_comes_back_goes_first_in_its_cohort_and_is_shed_last() -> None:
+    queue = queue_of(a=3, b=1)
+    queue.add_returned("a back", 0)
+    queue.add_returned("a back again", 0)
+    assert (queue.waiting_of(0), queue.newcomers_of(0), queue.ahead_of_returned(0)) == (5, 3, 6)
+    assert [queue.take_from_longest(Which.OLDEST) for _ in range(2)] == ["a0", "a1"]
+    assert queue.take_newcomer(0) == "a2"
+    assert queue.take_from_longest(Which.OLDEST) == "a back again"
+    queue.add("a3", 0)
+    assert [queue.take(Which.NEWEST) for _ in range(3)] == ["a back", "b0", "a3"]
+
+
+class Model:
+    """The same by lists: for each cohort who came back and who is new, in the order of the cohorts' turns."""
+
+    def __init__(self) -> None:
+        self.cohorts: OrderedDict[int, tuple[list[int], list[int]]] = OrderedDict()
+
+    def of(self, cohort: int) -> tuple[list[int], list[int]]:
+        return self.cohorts.get(cohort, ([], []))
+
+    def length(self, cohort: int) -> int:
+        returned, new = self.of(cohort)
+        return len(returned) + len(new)
+
+    def most(self) -> int:
+        return max(map(self.length, self.cohorts), default=0)
+
+    def forget_empty(self) -> None:
+        for empty in [cohort for cohort in self.cohorts if not self.length(cohort)]:
+            del self.cohorts[empty]
+
+
+STEPS = ("add", "add returned", "take", "newest", "longest", "newcomer", "remove")
+
+
+@given(st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 4))))
 def test_the_queue_agrees_with_lists_of_tickets(steps: list[tuple[str, int]]) -> None:
-    """The model: a list for each cohort, in the order of their turns."""
     queue: FairQueue[int] = FairQueue()
-    model: OrderedDict[int, list[int]] = OrderedDict()
+    model = Model()
     for ticket, (step, cohort) in enumerate(steps):
+        returned, new = model.of(cohort)
         match step:
             case "add":
                 queue.add(ticket, cohort)
-                model.setdefault(cohort, []).append(ticket)
-            case "take" | "newest" if model:
-                turn = next(iter(model))
-                which = Which.OLDEST if step == "take" else Which.NEWEST
-                assert queue.take(which) == model[turn].pop(0 if which is Which.OLDEST else -1)
-                model.move_to_end(turn)
-            case "longest" if model:
-                taken = queue.take_from_longest(Which.NEWEST)
-                most = max(map(len, model.values()))
-                assert [taken] in [tickets[-1:] for tickets in model.values() if len(tickets) == most]
-                next(tickets for tickets in model.values() if taken in tickets).remove(taken)
-            case "remove" if model.get(cohort):
-                queue.remove(model[cohort].pop(len(model[cohort]) // 2), cohort)
-        for empty in [each for each, tickets in model.items() if not tickets]:
-            del model[empty]
-        assert len(queue) == sum(map(len, model.values()))
-        assert queue.longest == max(map(len, model.values()), default=0)
-        assert [queue.waiting_of(each) for each in range(5)] == [
-            len(model.get(each, [])) for each in range(5)
+                model.cohorts.setdefault(cohort, ([], []))[1].append(ticket)
+            case "add returned":
+                queue.add_returned(ticket, cohort)
+                model.cohorts.setdefault(cohort, ([], []))[0].append(ticket)
+            case "take" | "newest" if model.cohorts:
+                turn, (first, then) = next(iter(model.cohorts.items()))
+                newest = -1 if step == "newest" else 0
+                expected = first.pop(0) if first else then.pop(newest)
+                assert queue.take(Which.NEWEST if step == "newest" else Which.OLDEST) == expected
+                model.cohorts.move_to_end(turn)
+            case "longest" if model.cohorts:
+                longest = queue.longest_cohort
+                assert longest is not None
+                assert model.length(longest) == model.most()
+                first, then = model.of(longest)
+                assert queue.take_from_longest(Which.NEWEST) == (then or first).pop()
+            case "newcomer" if new:
+                assert queue.take_newcomer(cohort) == new.pop()
+            case "remove" if returned or new:
+                tickets = returned or new
+                queue.remove(tickets.pop(len(tickets) // 2), cohort)
+        model.forget_empty()
+        assert len(queue) == sum(map(model.length, model.cohorts))
+        assert queue.longest == model.most()
+        assert [queue.waiting_of(each) for each in range(5)] == [model.length(each) for each in range(5)]
+        assert [queue.newcomers_of(each) for each in range(5)] == [
+            len(model.of(each)[1]) for each in range(5)
         ]
 
 

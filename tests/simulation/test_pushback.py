@@ -11,6 +11,7 @@ from overload import METHOD, CountedReply, Group, Overload
 from world import framed
 
 from relay_service.core.admission import PUSHBACK_MAX_S, Admission
+from relay_service.core.fair_queue import FairQueue
 from relay_service.core.policy import AdmissionPolicy
 from relay_service.ports import CallHead
 
@@ -110,7 +111,8 @@ def test_without_either_half_of_it_the_told_are_refused_again(
     mutant: str, times: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if mutant == "no place for who comes back":
-        monkeypatch.setattr(Admission, "_newcomer_for", lambda *_: None)
+        monkeypatch.setattr(FairQueue, "add_returned", FairQueue.add)
+        monkeypatch.setattr(Admission, "_yields_to", lambda *_: None)
     else:
         monkeypatch.setattr("relay_service.core.admission.DO_NOT_RETURN", 0.8 * PUSHBACK_MAX_S)
     with pytest.raises(AssertionError):

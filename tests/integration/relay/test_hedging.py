@@ -152,9 +152,9 @@ async def test_an_attempt_whose_connection_swallows_it_is_answered_over_another(
 
 
 async def test_the_tail_of_a_heavy_tailed_downstream_is_halved_for_few_more_attempts(hedged: Hedged) -> None:
-    calls = 400
+    calls = 600
     body = {"latency": {"logNormal": {"median": "0.004s", "sigma": 1}}}
-    tail = {"latency": {"fixed": "3s"}, "probability": 0.08}
+    tail = {"latency": {"fixed": "2s"}, "probability": 0.05}
     await hedged.faults.SetFaults(ParseDict({"faults": [body, tail]}, fault_pb2.SetFaultsRequest()))
     try:
         await latencies_s(hedged.payments, 1)  # finds the connection that was swallowed, and leaves it
@@ -166,9 +166,11 @@ async def test_the_tail_of_a_heavy_tailed_downstream_is_halved_for_few_more_atte
         made = (await hedged.hedging()).started - before.started
     finally:
         await hedged.faults.ClearFaults(fault_pb2.ClearFaultsRequest())
-    # On a busy machine other calls are slow too and spend hedges: p97 here, p99 in simulation.
-    at = int(0.97 * calls)
-    assert hedged_s[at] <= plain_s[at] / 2, f"{made} hedges"
+    # Counted and not read off a quantile: on a busy machine other calls are slow too and spend hedges.
+    plain, hedged_count = (sum(took_s >= 1.0 for took_s in each) for each in (plain_s, hedged_s))
+    print(f"of {calls} calls {plain} were slow, with {made} hedges {hedged_count}")
+    assert plain >= 10, "too thin a tail to say anything"
+    assert hedged_count <= plain / 2
     # How few hedges are needed is shown in simulation, where nothing but the tail is slow.
     assert 0 < made <= 0.2 * calls + 40, "the budget"
 

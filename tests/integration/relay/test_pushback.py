@@ -96,20 +96,20 @@ def told_tries(spans_file: Path) -> Counter[bool]:
 
 
 @pytest.mark.parametrize("steps", [SPIKE, LASTING], ids=["spike", "lasting"])
-async def test_most_who_come_back_when_told_are_served(
+async def test_nine_in_ten_who_come_back_when_told_are_served(
     tmp_path: Path, steps: tuple[tuple[float, float], ...]
 ) -> None:
-    # Beside other tests turns come late; without turns of their own 69 % are served in a lasting overload.
-    await check_told(tmp_path, SEED, steps, least=0.8)
+    # Without turns of their own 69 % are served in a lasting overload.
+    await check_told(tmp_path, SEED, steps, least=0.9)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(11, 16))
 @pytest.mark.parametrize("steps", [SPIKE, LASTING], ids=["spike", "lasting"])
-async def test_nine_in_ten_who_come_back_when_told_are_served(
+async def test_nearly_all_who_come_back_when_told_are_served(
     tmp_path: Path, steps: tuple[tuple[float, float], ...], seed: int
 ) -> None:
-    await check_told(tmp_path, seed, steps, least=0.9)
+    await check_told(tmp_path, seed, steps, least=0.97)
 
 
 async def check_told(
