@@ -5,6 +5,7 @@ from enum import Enum
 
 from relay_service.core.evidence import Delivery
 from relay_service.core.status import Code
+from relay_service.core.value import value
 
 
 class JobState(Enum):
@@ -62,7 +63,7 @@ class Work:
     traceparent: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Job:
     """A job as the store holds it."""
 

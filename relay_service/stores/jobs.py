@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from relay_service.core.idempotency import RecordState, Scope
-from relay_service.core.job import DeadLetter, Job, JobState, LetterState, Try
+from relay_service.core.job import DeadLetter, Job, JobState, LetterState, Try, Work
 from relay_service.stores import keys, letters
 from relay_service.stores.interface import Burial, KeyTakenError, Submission
 from relay_service.stores.queue import (
@@ -43,13 +43,12 @@ def submit(now: float, submissions: Sequence[Submission]) -> Transaction[Sequenc
 def _submit_one(now: float, submission: Submission) -> Transaction[tuple[Job, bool]]:
     work = submission.work
     if not work.key:
-        work = replace(work, key=submission.id.encode())
-        job = yield from insert(now, replace(submission, work=work))
+        job = yield from insert(now, submission, replace(work, key=submission.id.encode()))
         return (job, True) if job else ((yield from _known(submission.id)), False)
     scope = Scope(work.tenant, work.method, work.key)
     record = yield from keys.queue(now, scope, work.fingerprint, submission.id)
     if record is None:
-        job = yield from insert(now, submission)
+        job = yield from insert(now, submission, work)
         return (job, True) if job else ((yield from _known(submission.id)), False)
     first = yield from _of_key(scope)
     if first is None:
@@ -57,17 +56,22 @@ def _submit_one(now: float, submission: Submission) -> Transaction[tuple[Job, bo
     return first, False
 
 
-def insert(now: float, submission: Submission, replayed: str = "") -> Transaction[Job | None]:
+_INSERT = (
+    f"INSERT INTO jobs (id, {WORK_COLUMNS},"
+    " state, gate, rank, submitted_at, ready_at, expires_at, dead_letter_id)"
+    " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 'pending', $11, $12, $13, $14, $15, $16)"
+    " ON CONFLICT (id) DO NOTHING RETURNING seq"
+)
+
+
+def insert(now: float, submission: Submission, work: Work, replayed: str = "") -> Transaction[Job | None]:
     """A new job before its gate; None when its id is known. The order is locked.
 
-    ``replayed`` is the dead letter that it replays."""
-    work = submission.work
+    ``work`` is the submission's, under its key; ``replayed`` the dead letter that it replays."""
     ready_at, gate = yield from _place(now, submission)
+    expires_at = now + submission.ttl_s
     rows = yield Run(
-        f"INSERT INTO jobs (id, {WORK_COLUMNS}, state, gate, rank, submitted_at, ready_at, expires_at,"
-        " dead_letter_id)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 'pending', $11, $12, $13, $14, $15, $16)"
-        " ON CONFLICT (id) DO NOTHING RETURNING seq",
+        _INSERT,
         (
             submission.id,
             *work_values(work),
@@ -75,13 +79,12 @@ def insert(now: float, submission: Submission, replayed: str = "") -> Transactio
             rank(ready_at, work.priority),
             now,
             ready_at,
-            now + submission.ttl_s,
+            expires_at,
             replayed,
         ),
     )
     if not rows:
         return None
-    expires_at = now + submission.ttl_s
     return Job(submission.id, work, JobState.PENDING, now, ready_at, expires_at, dead_letter_id=replayed)
 
 

@@ -26,7 +26,7 @@ def replay(now: float, letter_id: str, begun: Replay, job: Submission) -> Transa
         (letter_id, replays_text((*letter.replays, begun))),
     )
     yield from _take_key(now, letter_id, job)
-    if (yield from jobs.insert(now, job, letter_id)) is None:
+    if (yield from jobs.insert(now, job, job.work, letter_id)) is None:
         return False
     yield Notify(work_topic())
     return True

@@ -57,18 +57,21 @@ def record_id(row: Row) -> int:
 
 def work_values(work: Work) -> tuple[object, ...]:
     """For `WORK_COLUMNS`."""
-    metadata = compact_json([[name, base64.b64encode(value).decode()] for name, value in work.metadata])
     return (
         work.tenant,
         work.method,
         work.request,
-        metadata if work.metadata else "",
+        _metadata_value(work) if work.metadata else "",
         work.key,
         work.fingerprint,
         work.order_key,
         work.priority,
         work.traceparent,
     )
+
+
+def _metadata_value(work: Work) -> str:
+    return compact_json([[name, base64.b64encode(value).decode()] for name, value in work.metadata])
 
 
 def _work_of(values: Row) -> Work:

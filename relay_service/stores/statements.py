@@ -11,6 +11,8 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
+from relay_service.core.value import value
+
 T = TypeVar("T")
 Row: TypeAlias = Any
 """A driver's own row: unpacked and indexed like a tuple."""
@@ -22,7 +24,7 @@ SKIP_LOCKED = "/* skip locked */"
 """Lock the rows found and pass over those that somebody else holds."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Run:
     """Run a statement; its rows come back."""
 
@@ -44,7 +46,7 @@ class LockOrder:
     order_key: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Notify:
     """Once committed, wake whoever waits for this topic, in every relay."""
 

@@ -4,14 +4,14 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
+from relay_service.core.value import value
 from relay_service.stores.interface import StoreUnavailableError
 from relay_service.stores.statements import Operation
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Waiting:
     """An operation and who waits for it."""
 
@@ -19,7 +19,7 @@ class Waiting:
     future: "asyncio.Future[Any]"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Outcome:
     """What became of it: a value, or the error its caller gets."""
 
