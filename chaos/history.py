@@ -150,6 +150,8 @@ class RelaySample:
     spans_dropped: int = 0
     hedges: int = 0
     """Started so far."""
+    hedges_won: int = 0
+    """Of those, answered before the attempt that they were beside."""
     hedges_unpaid: int = 0
     """Due, and not made because the budget was out."""
     spans_suppressed: int = 0

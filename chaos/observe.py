@@ -136,6 +136,7 @@ def relay_sample(stats: admin_pb2.Stats, at_s: float) -> RelaySample:
         budget_tokens=round(sum(upstream.retry_budget.tokens for upstream in stats.upstreams), 3),
         spans_dropped=stats.telemetry.spans_dropped,
         hedges=sum(upstream.hedging.started for upstream in stats.upstreams),
+        hedges_won=sum(upstream.hedging.won for upstream in stats.upstreams),
         hedges_unpaid=sum(upstream.hedging.held_back.get("BUDGET", 0) for upstream in stats.upstreams),
         spans_suppressed=stats.telemetry.spans_afterwards_suppressed,
     )

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -68,7 +68,7 @@ def run(
     try:
         if name == ALL:
             words = _passed_on(for_s=for_s, short=short, mutant=mutant, pictures=pictures)
-            _run_all(seed, out, words, jobs=jobs, as_json=as_json)
+            _run_all(seed, out, words, asked_s=for_s or 0.0, jobs=jobs, as_json=as_json)
         else:
             config = _config(name, seed, out, for_s=for_s, short=short, schedule=schedule, mutant=mutant)
             if plan:
@@ -138,14 +138,20 @@ def _passed_on(*, for_s: float | None, short: bool, mutant: str | None, pictures
     return tuple(words)
 
 
-def _run_all(seed: int, out: Path, words: tuple[str, ...], *, jobs: int, as_json: bool) -> NoReturn:
+def _run_all(
+    seed: int, out: Path, words: tuple[str, ...], *, asked_s: float, jobs: int, as_json: bool
+) -> NoReturn:
     from chaos.interrupt import Interrupted, run_interruptible
+    from chaos.runner.matrix import Job
     from chaos.runner.output import write_junit
     from chaos.scenarios import SCENARIOS
 
-    names = [each.name for each in SCENARIOS]
+    own = ("--seed", str(seed), "--out", str(out))
+    planned = [
+        Job(each.name, seed, (each.name, *own, *words), out / each.name, asked_s) for each in SCENARIOS
+    ]
     try:
-        summaries = run_interruptible(lambda: _gather(names, seed, out, words, jobs=jobs, quiet=as_json))
+        summaries = run_interruptible(lambda: _gather(planned, jobs=jobs, quiet=as_json))
     except Interrupted as interrupted:
         typer.echo(f"{interrupted}; faults are undone and everything is stopped", err=True)
         raise typer.Exit(interrupted.exit_code) from None
@@ -162,14 +168,9 @@ def _run_all(seed: int, out: Path, words: tuple[str, ...], *, jobs: int, as_json
     raise typer.Exit(worst_exit_code(verdicts))
 
 
-async def _gather(
-    names: Iterable[str], seed: int, out: Path, words: tuple[str, ...], *, jobs: int, quiet: bool
-) -> list[dict[str, Any]]:
-    from chaos.runner.matrix import Job, run_all
+async def _gather(planned: Sequence[Any], *, jobs: int, quiet: bool) -> list[dict[str, Any]]:
+    from chaos.runner.matrix import run_all
 
-    planned = [
-        Job(name, seed, (name, "--seed", str(seed), "--out", str(out), *words), out / name) for name in names
-    ]
     summaries = []
     async for job, summary in run_all(planned, jobs):
         summaries.append(summary)

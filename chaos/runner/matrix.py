@@ -14,7 +14,7 @@ from chaos.runner.output import SUMMARY_FILE
 STOP_GRACE_S = 15.0
 """A run that is told to end undoes its faults and stops its processes first."""
 RUN_TIMEOUT_S = 180.0
-"""No run takes that long; one that does is ended and could not tell."""
+"""No run takes that long, but for traffic it was asked for; one that does is ended and could not tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,8 @@ class Job:
     seed: int
     words: tuple[str, ...]
     out_dir: Path
+    asked_s: float = 0.0
+    """How long its traffic was asked to last; 0 where that is left to the scenario."""
 
 
 async def run_all(jobs: Sequence[Job], side_by_side: int) -> AsyncIterator[tuple[Job, dict[str, Any]]]:
@@ -54,12 +56,13 @@ async def _run(job: Job, turns: asyncio.Semaphore) -> tuple[Job, dict[str, Any]]
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
         )
+        timeout_s = RUN_TIMEOUT_S + job.asked_s
         try:
-            async with asyncio.timeout(RUN_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 _, stderr = await process.communicate()
             last_words = stderr.decode(errors="replace").strip()[-1000:]
         except TimeoutError:
-            last_words = f"it did not end within {RUN_TIMEOUT_S:g} s"
+            last_words = f"it did not end within {timeout_s:g} s"
         finally:
             await _end(process)
     return job, _summary(job, last_words)

@@ -4,11 +4,13 @@ from dataclasses import replace
 
 from chaos.faults.kinds import Flapping, Link, Partition, Resets, toxic
 from chaos.plan import AUTHORIZE, CHARGE, CHARGE_KEYED, LIST, WATCH
-from chaos.scenarios.expectations import (
+from chaos.scenarios.controls import (
     effects_were_lost_sight_of,
     failures_seen,
     felt,
     slower_by,
+)
+from chaos.scenarios.expectations import (
     success_during_fault,
     success_throughout,
 )

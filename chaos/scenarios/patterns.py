@@ -4,13 +4,16 @@ from dataclasses import replace
 
 from chaos.faults.kinds import Capacity, Failing, Slow
 from chaos.plan import CHARGE_KEYED, LIST
+from chaos.scenarios.controls import (
+    failures_seen,
+    stays_down,
+    tail_was_there,
+)
 from chaos.scenarios.expectations import (
     amplification,
     arrivals_bounded,
-    failures_seen,
     hedges_pay,
     no_hedge_unpaid,
-    stays_down,
     tail_within,
 )
 from chaos.scenarios.model import SHORT, Scenario, StackShape, Timing, Traffic
@@ -103,7 +106,11 @@ PATTERNS = (
         (BODY, TAIL),
         HEDGED_LOAD,
         StackShape(HEDGED, budget=(HEDGE_RATIO, HEDGE_BURST)),
-        expects=(tail_within(TAIL_MS / 2000), hedges_pay(HEDGE_RATIO, HEDGE_BURST / 2)),
+        expects=(
+            tail_was_there(TAIL_MS / 2000, 0.01),
+            tail_within(TAIL_MS / 2000),
+            hedges_pay(HEDGE_RATIO, HEDGE_BURST / 2),
+        ),
         timing=HEDGE_TIME,
         short=HEDGE_SHORT,
     ),

@@ -4,11 +4,13 @@ from dataclasses import replace
 
 from chaos.faults.kinds import ClockStep, CollectorDown, Hanging, Kill, Pause, Restart
 from chaos.plan import CHARGE_KEYED
-from chaos.scenarios.expectations import (
-    effects_are_told,
+from chaos.scenarios.controls import (
     failures_seen,
     slowest_took,
     spans_were_dropped,
+)
+from chaos.scenarios.expectations import (
+    effects_are_told,
     success_during_fault,
     success_throughout,
 )

@@ -9,11 +9,13 @@ from dataclasses import replace
 from chaos.faults.kinds import Kill, Link, Partition, Restart, toxic
 from chaos.faults.store_kinds import DiskBroken, DiskFull, DiskSlow, StoreLocked
 from chaos.plan import CHARGE_KEYED, LIST, SUBMIT
-from chaos.scenarios.expectations import (
+from chaos.scenarios.controls import (
     failures_seen,
-    reads_go_on,
     refused_for_want_of_a_store,
     slower_by,
+)
+from chaos.scenarios.expectations import (
+    reads_go_on,
     success_during_fault,
 )
 from chaos.scenarios.model import SHORT, Scenario, StackShape, Timing, Traffic

@@ -4,10 +4,12 @@ from dataclasses import replace
 
 from chaos.faults.kinds import Failing, Hanging, Moment, Slow
 from chaos.plan import CHARGE, CHARGE_KEYED, LIST
-from chaos.scenarios.expectations import (
-    amplification,
+from chaos.scenarios.controls import (
     effects_were_lost_sight_of,
     failures_seen,
+)
+from chaos.scenarios.expectations import (
+    amplification,
     fast_failure,
     jittered,
     method_served,

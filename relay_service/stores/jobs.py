@@ -28,9 +28,9 @@ _ENDED = (JobState.COMPLETED, JobState.CANCELLED, JobState.DEAD)
 
 def submit(now: float, submissions: Sequence[Submission]) -> Transaction[Sequence[tuple[Job, bool]]]:
     """Accept jobs, all or none."""
-    for tenant, order_key in sorted({(s.work.tenant, s.work.order_key) for s in submissions}):
-        if order_key:
-            yield LockOrder(tenant, order_key)
+    orders = {(s.work.tenant, s.work.order_key) for s in submissions if s.work.order_key}
+    for tenant, order_key in sorted(orders):
+        yield LockOrder(tenant, order_key)
     accepted = []
     for submission in submissions:
         result = yield from _submit_one(now, submission)
@@ -68,7 +68,10 @@ def insert(now: float, submission: Submission, work: Work, replayed: str = "") -
     """A new job before its gate; None when its id is known. The order is locked.
 
     ``work`` is the submission's, under its key; ``replayed`` the dead letter that it replays."""
-    ready_at, gate = yield from _place(now, submission)
+    ready_at = now + submission.delay_s
+    gate = gate_of(ready_at, now)
+    if work.order_key:
+        ready_at, gate = yield from _place_in_order(now, ready_at, work)
     expires_at = now + submission.ttl_s
     rows = yield Run(
         _INSERT,
@@ -88,12 +91,8 @@ def insert(now: float, submission: Submission, work: Work, replayed: str = "") -
     return Job(submission.id, work, JobState.PENDING, now, ready_at, expires_at, dead_letter_id=replayed)
 
 
-def _place(now: float, submission: Submission) -> Transaction[tuple[float, Gate]]:
-    """When a new job may run, and what it waits for until then."""
-    work = submission.work
-    ready_at = now + submission.delay_s
-    if not work.order_key:
-        return ready_at, gate_of(ready_at, now)
+def _place_in_order(now: float, ready_at: float, work: Work) -> Transaction[tuple[float, Gate]]:
+    """When a new job of an order may run that is ready then, and what it waits for until then."""
     if (yield from first_of_order(work.tenant, work.order_key)) is not None:
         return ready_at, Gate.BEHIND
     ready_at = max(ready_at, (yield from held_until(work.tenant, work.order_key)))
