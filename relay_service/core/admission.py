@@ -13,8 +13,8 @@ such claim, as nobody was told to wait for it, and it is more load for the same 
 By policy a queue that stands (`relay_service.core.codel`) is shed from, always from the lowest class that
 waits, and each client's newest call is served first: it still has time, when the oldest has hardly any.
 Or there is a door before it: once a class and those above have not been empty for a while, no call joins
-that would wait for longer than the target. So who is refused hears it on arrival, and who is let in is
-served in order.
+that would wait for longer than the target and than its share of the time that its caller has. So who is
+refused hears it on arrival, and who is let in is served in order.
 
 Work that cannot end in time is not begun. A call that would have to wait is refused at once when the
 queue before it and the service time take longer than its deadline leaves, and looked at again when its
@@ -52,6 +52,8 @@ PUSHBACK_UNKNOWN_S = 1.0
 """What is told while nothing has left yet; all three before the jitter."""
 TURN_SLACK = 1.2
 """Turns are so much longer than a piece of work takes: who is told does not come back evenly spaced."""
+PATIENCE = 0.25
+"""Of the time that a call has left, the share that its caller is taken to be willing to wait in a queue."""
 OPTIMISM_MAX = 3.0
 """A queue is taken to drain at most so many times as fast as it was seen to."""
 DO_NOT_RETURN = -1.0
@@ -275,7 +277,8 @@ class Admission(Generic[Ticket]):
 
     def _door_is_shut(self, demand: Demand, now: float) -> bool:
         """Whether somebody of the class or above has been waiting for an interval, and the next call of the
-        class and the client would wait for longer than the target, and than the work itself takes.
+        class and the client would wait for longer than the target, than the work itself takes, and than its
+        caller's patience.
 
         A queue that was empty a moment ago evens out a burst, however large; that lower classes wait all the
         time is nothing to a higher one. Whether the oldest is above the target is not asked: the door keeps
@@ -288,6 +291,8 @@ class Admission(Generic[Ticket]):
             return False
         ahead = self._ahead_of(demand, self._queues[demand.criticality].ahead_of_newcomer, now)
         bearable_s = max(policy.standing_target_s, self._service.mean_s)
+        if demand.deadline is not None:
+            bearable_s = max(bearable_s, PATIENCE * (demand.deadline - now))
         return ahead > 0 and ahead >= bearable_s * self._drains_per_s(now)
 
     def _note_joining(self, criticality: Criticality, now: float) -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from relay_service.core.admission import Admission, Admitted, Demand, Offer
+from relay_service.core.admission import PATIENCE, Admission, Admitted, Demand, Offer
 from relay_service.core.criticality import Criticality
 from relay_service.core.limit import LoadSign
 from relay_service.core.policy import AdmissionPolicy, StandingShed
@@ -107,6 +107,19 @@ def test_who_comes_back_passes_the_door_in_the_place_of_the_newest_newcomer() ->
     offer = gate.offer("back", replace(PLAIN, returning=True), STOOD_S)
     assert offer == Offer(Admitted.QUEUED, Reason.QUEUE_STANDING, "newest")
     assert gate.queued == IN_TARGET
+
+
+def test_a_caller_with_time_waits_for_a_quarter_of_it_where_one_in_a_hurry_is_refused() -> None:
+    gate = busy_gate()
+    fill(gate, IN_TARGET)
+    enough_s = POLICY.standing_target_s / PATIENCE
+    hasty, patient = Demand(deadline=STOOD_S + 0.9 * enough_s), Demand(deadline=STOOD_S + 1.7 * enough_s)
+    assert gate.refusal(hasty, STOOD_S) is Reason.QUEUE_STANDING
+    for number in range(IN_TARGET):
+        offer = gate.offer(f"patient {number}", patient, STOOD_S)
+        if offer.admitted is Admitted.REFUSED:
+            break
+    assert (number, offer.reason) == (round(0.8 * IN_TARGET), Reason.QUEUE_STANDING)
 
 
 def test_a_wait_is_borne_that_is_no_longer_than_the_work() -> None:

@@ -1,12 +1,16 @@
 """The admission of the preset `default`, with nothing told: what it does when load or service change."""
 
+from dataclasses import replace
+
 import pytest
 from overload import Group, Overload
 
 from relay_service.config.loading import load_policy
-from relay_service.core.policy import AdmissionPolicy
+from relay_service.core.policy import AdmissionPolicy, QueueOrder, StandingShed
 
 DEFAULT: AdmissionPolicy = load_policy("default", "h:1").admission
+DOORLESS = replace(DEFAULT, standing_shed=StandingShed.NONE, queue_order=QueueOrder.ADAPTIVE_LIFO)
+"""Its limit is the same, and what it lets under way is not what a door lets in."""
 WORKERS, SERVICE_S = 10, 0.02
 CAPACITY_PER_S = WORKERS / SERVICE_S
 TICK_S = 0.1
@@ -16,9 +20,15 @@ class Watched(Overload):
     """A world in which the limit is looked at ten times a second."""
 
     def __init__(
-        self, seed: int, until_s: float, *, workers: int = WORKERS, service_s: float = SERVICE_S
+        self,
+        seed: int,
+        until_s: float,
+        *,
+        workers: int = WORKERS,
+        service_s: float = SERVICE_S,
+        policy: AdmissionPolicy = DEFAULT,
     ) -> None:
-        super().__init__(seed, DEFAULT, workers=workers, service_s=service_s)
+        super().__init__(seed, policy, workers=workers, service_s=service_s)
         self.server.steady = True
         self.limits: list[int] = []
         for tick in range(round(until_s / TICK_S)):
@@ -78,10 +88,11 @@ def test_two_seconds_after_the_capacity_changed_the_limit_is_the_new_one(drop: d
     assert sum(back) / len(back) >= 0.95
 
 
-def test_a_service_that_only_takes_longer_gets_as_many_calls_as_before() -> None:
+@pytest.mark.parametrize("policy", [DEFAULT, DOORLESS], ids=["default", "doorless"])
+def test_a_service_that_only_takes_longer_gets_as_many_calls_as_before(policy: AdmissionPolicy) -> None:
     """From 5 ms to 1 s with room for everybody: 400 calls a second need 400 under way."""
     seed = 46
-    run = Watched(seed, 14.0, workers=1_000_000, service_s=0.005)
+    run = Watched(seed, 14.0, workers=1_000_000, service_s=0.005, policy=policy)
     run.becomes(3.0, service_s=1.0)
     callers = Group("callers", 400.0, timeout_s=15.0)
     run.run(14.0, callers)

@@ -11,12 +11,13 @@ import pytest
 from capacity_world import Arrival, CapacityWorld, Crowd
 from limit_runs import DEFAULT
 
+from relay_service.core.admission import PATIENCE
 from relay_service.core.criticality import Criticality
 from relay_service.core.policy import AdmissionPolicy, QueueOrder, StandingShed
 from relay_service.core.reason import Reason
 
-FIFO = replace(DEFAULT, queue_order=QueueOrder.FIFO)
-DOOR = replace(FIFO, standing_shed=StandingShed.DOOR)
+DOOR = DEFAULT
+FIFO = replace(DEFAULT, standing_shed=StandingShed.NONE)
 LIFO = replace(FIFO, queue_order=QueueOrder.ADAPTIVE_LIFO)
 SEEDS = (1, 2, 3)
 WORKERS, SERVICE_S = 36, 0.02
@@ -113,7 +114,7 @@ def test_whoever_is_refused_is_refused_at_once_and_the_served_wait_about_the_tar
     assert door.in_vain <= 0.002
     assert door.refusal_p99_s <= AT_ONCE_S
     assert door.refused_late <= 0.001
-    assert door.wait_p99_s <= 1.5 * DOOR.standing_target_s
+    assert door.wait_p99_s <= 1.5 * max(DOOR.standing_target_s, PATIENCE * timeout_s)
 
 
 def test_without_the_door_either_order_says_no_late_or_serves_late() -> None:

@@ -127,7 +127,7 @@ SUSPICIOUS = [
         "relay.admission",
     ),
     (
-        {"relay": {"preset": "default", "admission": {"standingShed": "door"}}},
+        {"relay": {"preset": "default", "admission": {"queueOrder": "adaptive-lifo"}}},
         "door-newest-first",
         "relay.admission.queueOrder",
     ),

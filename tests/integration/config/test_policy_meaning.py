@@ -102,7 +102,7 @@ def test_preset_default_retries_within_a_fifth_of_the_traffic() -> None:
     assert policy.method_policy("a.B/C") == MethodPolicy(retry=RetryPolicy())
     assert policy.budget == RetryBudgetPolicy(ratio=0.2, burst=10, floor_per_s=0)
     limit = LimitPolicy(kind=LimitKind.GRADIENT, initial=128)
-    assert policy.admission == AdmissionPolicy(limit=limit, queue_order=QueueOrder.ADAPTIVE_LIFO)
+    assert policy.admission == AdmissionPolicy(limit=limit, standing_shed=StandingShed.DOOR)
     assert policy.breakers == {"": BreakerPolicy()}
     assert policy.upstreams == {"upstream": UpstreamPolicy(TARGET)}
     assert policy.route("any.Service/Method") == "upstream"
