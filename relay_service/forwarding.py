@@ -235,7 +235,7 @@ class ForwardedCall:
         attempt = self._attempt
         # Without one it could not even be started; whatever raised there must not keep the call for ever.
         delivery = Delivery.NOT_SENT if attempt is None else attempt.cancel()
-        self._attempt_over(AttemptEnd(delivery, code, message), self._host.now())
+        self._attempt_over(AttemptEnd(delivery, code, message, given_up=True), self._host.now())
 
     def _attempt_over(self, end: AttemptEnd, now: float) -> None:
         number, self._number = self._number, 0
@@ -258,6 +258,7 @@ class ForwardedCall:
             responded=responded,
             replayable=self._replayable,
             number=number,
+            given_up=end.given_up,
         )
 
     def _tell_end(self, done: AttemptDone, peer: str, end: AttemptEnd, now: float) -> None:

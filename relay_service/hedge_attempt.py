@@ -44,7 +44,7 @@ class HedgeAttempt:
     def give_up(self, code: Code, message: str) -> None:
         """Cancel it; the call hears of its end at once."""
         delivery = Delivery.NOT_SENT if self.attempt is None else self.attempt.cancel()
-        self._call.hedge_over(self, AttemptEnd(delivery, code, message))
+        self._call.hedge_over(self, AttemptEnd(delivery, code, message, given_up=True))
 
     def on_response_headers(self, attempt: Attempt, headers: Headers) -> None:  # noqa: ARG002 (its own)
         """Keep them until the verdict."""

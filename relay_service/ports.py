@@ -178,6 +178,8 @@ class AttemptEnd:
     message: str
     trailers: Headers = ()
     """The upstream's trailers when ANSWERED (without ``grpc-status`` and ``grpc-message``)."""
+    given_up: bool = False
+    """The relay ended it, as its time was over or nobody wanted it any more."""
 
 
 class AttemptSink(Protocol):

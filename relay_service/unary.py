@@ -199,7 +199,8 @@ class UnaryCall(ForwardedCall):
             # Of the main attempt: those of hedges take another way.
             if since is not None and isinstance(event, AttemptDone):
                 self._worker_since = None
-                self._host.give_worker_back(self, load_sign_of(event.delivery, event.code), now - since, now)
+                sign = load_sign_of(event.delivery, event.code, given_up=event.given_up)
+                self._host.give_worker_back(self, sign, now - since, now)
 
     def _finish(self, verdict: Verdict, now: float) -> None:
         if self._in_queue:
@@ -321,9 +322,8 @@ class UnaryCall(ForwardedCall):
         try:
             super()._handle(done, now)
         finally:
-            self._host.give_worker_back(
-                self, load_sign_of(end.delivery, end.code), now - hedge.worker_since, now
-            )
+            sign = load_sign_of(end.delivery, end.code, given_up=end.given_up)
+            self._host.give_worker_back(self, sign, now - hedge.worker_since, now)
 
     def _call_hedge_off(self) -> None:
         """None is due any more."""

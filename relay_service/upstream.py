@@ -2,7 +2,7 @@
 
 A few connections are kept open from the start. Each attempt takes the least loaded of those that may take
 one; while none can, it waits in a bounded line, and while the upstream is known to be away it fails at
-once. Lost connections are replaced at once if they had worked, else after a backoff with jitter.
+once. Lost connections are replaced at once if they had worked for a while, else after a backoff with jitter.
 
 State: the connections by what may be opened on them, the dials under way, the backoff, the waiting
 attempts. One function, `Upstream._reconcile`, compares it with what is wanted and acts.
@@ -72,7 +72,8 @@ class UpstreamSettings:
     """An outage this short is waited out: attempts line up for the next connection. In a longer one they
     fail at once, so that callers hear of it and no worker is held."""
     proven_after_s: float = 1.0
-    """A connection that lived so long is replaced without backoff when it is lost."""
+    """A connection that lived so long is replaced without backoff when it is lost; one that answered a call
+    before, after the initial backoff."""
 
 
 class Upstream:
@@ -305,9 +306,11 @@ class Upstream:
             return
         self.counters.disconnects += 1
         self.counters.last_error = connection.lost_reason
-        if self._clock() - ready_at >= self._settings.proven_after_s:
+        proven = self._clock() - ready_at >= self._settings.proven_after_s
+        if proven or connection.has_answered:
+            # A wait that grew although it worked each time would come to last from one break to the next.
             self._backoff_s = self._settings.backoff_initial_s
-        elif not self._closed:
+        if not proven:
             self._back_off()
 
     def _reconcile(self) -> None:

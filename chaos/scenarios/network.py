@@ -54,7 +54,7 @@ NETWORK = (
     Scenario(
         "bandwidth",
         "A narrow line delays calls without losing any.",
-        (Placed(toxic(BACK, "bandwidth", rate=120), **MIDDLE),),
+        (Placed(toxic(BACK, "bandwidth", rate=400), **MIDDLE),),
         MIXED,
         expects=(success_during_fault(0.97),),
     ),

@@ -32,6 +32,8 @@ class AttemptDone:
     """Whether another attempt could be made: the request is still whole and nothing was delivered."""
     number: int = 1
     """Which attempt; most calls make only the first."""
+    given_up: bool = False
+    """The relay ended it, as its time was over or nobody wanted it any more."""
 
 
 @value

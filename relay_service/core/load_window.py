@@ -36,14 +36,20 @@ _OK, _ANSWERED = Code.OK, Delivery.ANSWERED
 _SUCCESS, _TIMED_OUT, _REFUSED = LoadSign.SUCCESS, LoadSign.TIMED_OUT, LoadSign.REFUSED
 
 
-def load_sign_of(delivery: Delivery, code: Code) -> LoadSign:
-    """What an attempt that ended like this says about load. Failures that come fast say nothing."""
+def load_sign_of(delivery: Delivery, code: Code, *, given_up: bool = False) -> LoadSign:
+    """What an attempt that ended like this says about load.
+
+    Failures that come fast say nothing, and nor does a connection that broke: only who was waited for, until
+    the relay gave it up, took too long.
+    """
     if code is _OK and delivery is _ANSWERED:
         return _SUCCESS
     match delivery, code:
         case (Delivery.NOT_SENT, _) | (_, Code.CANCELLED):
             return LoadSign.IGNORED
-        case (Delivery.UNANSWERED, _) | (_, Code.DEADLINE_EXCEEDED):
+        case Delivery.UNANSWERED, _:
+            return LoadSign.TIMED_OUT if given_up else LoadSign.IGNORED
+        case _, Code.DEADLINE_EXCEEDED:
             return LoadSign.TIMED_OUT
         case _, Code.RESOURCE_EXHAUSTED:
             return LoadSign.REFUSED

@@ -62,6 +62,7 @@ class ClientConnection(Connection):
         "_watch",
         "_written_id",
         "ended",
+        "has_answered",
         "ready",
         "state",
         "streams",
@@ -90,6 +91,8 @@ class ClientConnection(Connection):
         """Done with the peer's SETTINGS; ConnectionError when the connection is lost before."""
         self.ended: asyncio.Future[None] = loop.create_future()
         """Done when the transport is gone."""
+        self.has_answered = False
+        """Whether the peer has answered a call over it."""
         self.streams: dict[int, ClientStream] = {}
         self.streams_max = STREAMS_UNLIMITED
         self._submitted_id = 0
@@ -262,6 +265,7 @@ class ClientConnection(Connection):
             if kind is h2.DataReceived:
                 self._on_data(event.stream_id, event.data, event.end_stream)
             elif kind is h2.ResponseReceived:
+                self.has_answered = True
                 stream = streams.get(event.stream_id)
                 if stream is not None:
                     stream.on_response(event.headers, event.end_stream)

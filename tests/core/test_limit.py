@@ -235,24 +235,25 @@ def test_a_fixed_limit_stays_what_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("delivery", "code", "expected"),
+    ("delivery", "code", "given_up", "expected"),
     [
-        (Delivery.ANSWERED, Code.OK, LoadSign.SUCCESS),
-        (Delivery.ANSWERED, Code.RESOURCE_EXHAUSTED, LoadSign.REFUSED),
-        (Delivery.ANSWERED, Code.DEADLINE_EXCEEDED, LoadSign.TIMED_OUT),
-        (Delivery.ANSWERED, Code.UNAVAILABLE, LoadSign.IGNORED),
-        (Delivery.ANSWERED, Code.NOT_FOUND, LoadSign.IGNORED),
-        (Delivery.UNANSWERED, Code.UNAVAILABLE, LoadSign.TIMED_OUT),
-        (Delivery.UNANSWERED, Code.DEADLINE_EXCEEDED, LoadSign.TIMED_OUT),
-        (Delivery.UNANSWERED, Code.CANCELLED, LoadSign.IGNORED),
-        (Delivery.NOT_SENT, Code.UNAVAILABLE, LoadSign.IGNORED),
-        (Delivery.NOT_SENT, Code.DEADLINE_EXCEEDED, LoadSign.IGNORED),
+        (Delivery.ANSWERED, Code.OK, False, LoadSign.SUCCESS),
+        (Delivery.ANSWERED, Code.RESOURCE_EXHAUSTED, False, LoadSign.REFUSED),
+        (Delivery.ANSWERED, Code.DEADLINE_EXCEEDED, False, LoadSign.TIMED_OUT),
+        (Delivery.ANSWERED, Code.UNAVAILABLE, False, LoadSign.IGNORED),
+        (Delivery.ANSWERED, Code.NOT_FOUND, False, LoadSign.IGNORED),
+        (Delivery.UNANSWERED, Code.UNAVAILABLE, True, LoadSign.TIMED_OUT),
+        (Delivery.UNANSWERED, Code.UNAVAILABLE, False, LoadSign.IGNORED),
+        (Delivery.UNANSWERED, Code.DEADLINE_EXCEEDED, True, LoadSign.TIMED_OUT),
+        (Delivery.UNANSWERED, Code.CANCELLED, True, LoadSign.IGNORED),
+        (Delivery.NOT_SENT, Code.UNAVAILABLE, True, LoadSign.IGNORED),
+        (Delivery.NOT_SENT, Code.DEADLINE_EXCEEDED, True, LoadSign.IGNORED),
     ],
 )
 def test_only_what_says_something_about_load_counts(
-    delivery: Delivery, code: Code, expected: LoadSign
+    delivery: Delivery, code: Code, given_up: bool, expected: LoadSign
 ) -> None:
-    assert load_sign_of(delivery, code) is expected
+    assert load_sign_of(delivery, code, given_up=given_up) is expected
 
 
 def test_the_workers_follow_the_limit_up_and_down() -> None:

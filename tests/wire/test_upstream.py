@@ -113,6 +113,35 @@ async def test_backoff_doubles_to_its_limit_with_jitter_and_starts_anew_after_su
     assert len(set(timers.delays)) == 6
 
 
+async def test_the_backoff_does_not_grow_while_each_connection_answers(
+    upstream, raw_server, new_sink, proxy, eventually
+):
+    server = await raw_server(answer)
+    between = await proxy(server.target)
+    up = upstream(between.target, connections=1, backoff_initial_s=0.01, backoff_max_s=30, backoff_jitter=0)
+    for cuts in range(1, 7):
+        assert await up.wait_ready(5)
+        sink = new_sink()
+        ask(up, sink)
+        assert (await sink.end()).delivery is Delivery.ANSWERED
+        between.cut()
+        await eventually(lambda cuts=cuts: up.counters.disconnects == cuts)
+        assert up._backoff_s == 0.02, "one step on from the initial backoff, as after the first"
+
+
+async def test_the_backoff_grows_while_connections_break_before_they_have_answered(
+    upstream, raw_server, proxy, eventually
+):
+    server = await raw_server(answer)
+    between = await proxy(server.target)
+    up = upstream(between.target, connections=1, backoff_initial_s=0.01, backoff_max_s=30, backoff_jitter=0)
+    for cuts in range(1, 4):
+        assert await up.wait_ready(5)
+        between.cut()
+        await eventually(lambda cuts=cuts: up.counters.disconnects == cuts)
+        assert up._backoff_s == 0.01 * 2**cuts
+
+
 async def test_a_peer_without_settings_is_no_connection(upstream, new_sink):
     gone = asyncio.Event()
 
