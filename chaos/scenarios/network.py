@@ -56,7 +56,7 @@ NETWORK = (
         "A narrow line delays calls without losing any.",
         (Placed(toxic(BACK, "bandwidth", rate=400), **MIDDLE),),
         MIXED,
-        expects=(success_during_fault(0.97),),
+        expects=(felt(), success_during_fault(0.97)),
     ),
     Scenario(
         "slicer",
