@@ -76,6 +76,10 @@ class UpstreamSettings:
     before, after the initial backoff."""
 
 
+SENT_WITH_MIN = 0.2
+"""An attempt that waited for a connection is sent only while so much of its time is left."""
+
+
 class Upstream:
     """Implements `relay_service.ports.UpstreamPort` over HTTP/2 connections to ``target``.
 
@@ -117,7 +121,8 @@ class Upstream:
         self._dialled = 0
         self._backoff_s = self._settings.backoff_initial_s
         self._backoff_timer: TimerHandle | None = None
-        self._waiting: OrderedDict[ClientStream, None] = OrderedDict()
+        self._waiting: OrderedDict[ClientStream, float | None] = OrderedDict()
+        """With the time that each had when it came."""
         self._closed = False
         self._on_connected = on_connected
         self._away_since: float | None = clock()
@@ -135,7 +140,7 @@ class Upstream:
         state = self.state
         if state in (UpstreamState.CONNECTING, UpstreamState.READY):
             if len(self._waiting) < self._settings.waiting_max:
-                self._waiting[stream] = None
+                self._waiting[stream] = timeout_s
                 return stream
             reason = f"{len(self._waiting)} attempts wait for upstream {self.name} already"
         else:
@@ -252,10 +257,21 @@ class Upstream:
             connection = self._choose()
             if connection is None:
                 return
-            stream, _ = waiting.popitem(last=False)
-            if not connection.open_stream(stream):
-                waiting[stream] = None
+            stream, timeout_s = waiting.popitem(last=False)
+            if self._has_waited_too_long(stream, timeout_s):
+                self.counters.attempts_unsent += 1
+                guarded(
+                    stream.on_lost, f"{self.target} was away for nearly all the time that the attempt had"
+                )
+            elif not connection.open_stream(stream):
+                waiting[stream] = timeout_s
                 waiting.move_to_end(stream, last=False)
+
+    def _has_waited_too_long(self, stream: ClientStream, timeout_s: float | None) -> bool:
+        """Sent now, it would more likely than not be executed without its answer being heard."""
+        if stream.deadline is None or timeout_s is None:
+            return False
+        return stream.deadline - self._clock() < SENT_WITH_MIN * timeout_s
 
     def _fail_waiting(self, reason: str) -> None:
         waiting, self._waiting = self._waiting, OrderedDict()

@@ -113,6 +113,23 @@ async def test_backoff_doubles_to_its_limit_with_jitter_and_starts_anew_after_su
     assert len(set(timers.delays)) == 6
 
 
+@pytest.mark.parametrize(("timeout_s", "delivery"), [(1.0, Delivery.NOT_SENT), (10.0, Delivery.ANSWERED)])
+async def test_an_attempt_that_waited_for_a_connection_is_sent_only_with_time_for_an_answer(
+    upstream, raw_server, new_sink, proxy, eventually, *, timeout_s, delivery
+):
+    server = await raw_server(answer)
+    between = await proxy(f"127.0.0.1:{free_port()}")
+    up = upstream(between.target, connections=1, patience_s=9, backoff_initial_s=0.9, backoff_jitter=0)
+    await eventually(lambda: up.counters.connect_failures == 1)
+    sink = new_sink()
+    attempt = up.start("pay.Ledger/Charge", (), timeout_s, sink)
+    attempt.send_data(b"", end=True)
+    between.redirect(server.target)
+    end = await sink.end()
+    assert end.delivery is delivery
+    assert up.counters.attempts_unsent == (delivery is Delivery.NOT_SENT)
+
+
 async def test_the_backoff_does_not_grow_while_each_connection_answers(
     upstream, raw_server, new_sink, proxy, eventually
 ):

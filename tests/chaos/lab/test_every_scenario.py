@@ -30,14 +30,15 @@ SELDOM = {
     "capacity-drop-10x",
     "capacity-drop-workers",
 }
-"""Like others that are run each time; each needs a server of its own, or a machine to itself."""
+"""Like others that are run each time; each needs a server of its own, or a machine to itself. They are run
+alone, and in full: a short form has too few calls to judge some of them by."""
 OFTEN = [scenario.name for scenario in SCENARIOS if scenario.name not in SELDOM]
 
 pytestmark = pytest.mark.timeout(900)
 
 
-def job_of(name, out_dir):
-    words = (name, "--seed", str(SEED), "--short", "--pictures", "unless-held", "--out", str(out_dir))
+def job_of(name, out_dir, *form):
+    words = (name, "--seed", str(SEED), *form, "--pictures", "unless-held", "--out", str(out_dir))
     return Job(name, SEED, words, out_dir / name)
 
 
@@ -62,7 +63,7 @@ async def run_jobs(jobs, side_by_side):
 
 @pytest.fixture(scope="module")
 def summaries(memory_dir):
-    jobs = [job_of(name, memory_dir) for name in OFTEN]
+    jobs = [job_of(name, memory_dir, "--short") for name in OFTEN]
     return asyncio.run(run_jobs(jobs, SIDE_BY_SIDE))
 
 
@@ -81,7 +82,7 @@ def test_the_promises_hold(name, summaries, memory_dir):
     spoiled = {each["id"] for each in summary["invariants"] if each["verdict"] != "held"}
     if spoiled and spoiled <= TIMELY:
         print(f"a second run, alone, because of {complaints(summary)}")
-        summary = asyncio.run(run_jobs([job_of(name, memory_dir / "again")], 1))[name]
+        summary = asyncio.run(run_jobs([job_of(name, memory_dir / "again", "--short")], 1))[name]
     assert summary["verdict"] == "held", json.dumps(complaints(summary), indent=2)
 
 
