@@ -17,6 +17,7 @@ from chaos.model import (
     mean_interval,
     success_probability,
 )
+from chaos.names import Names
 from chaos.plan import CHARGE_METHOD
 from chaos.selection import chosen
 
@@ -46,7 +47,8 @@ def at_most_one_effect(ledger: Ledger, calls: Calls = ()) -> Finding:
 
     With the ``calls``, an offender carries the id and the trace of the call that was paid for twice.
     """
-    entries = Counter(entry.operation for entry in ledger)
+    repeated = Names(entry.operation for entry in ledger).repeated()
+    entries = Counter(entry.operation for entry in ledger if entry.operation in repeated) if repeated else {}
     doubled = {operation: count for operation, count in entries.items() if count > 1}
     made_by = {call.operation: call for call in calls if call.operation in doubled} if doubled else {}
 
@@ -68,14 +70,22 @@ def answers_match_ledger(
     whose outcome is unknown may go either way. Operations with tries of both kinds are judged by the OK
     alone.
     """
-    charged = {entry.operation for entry in ledger}
-    excused: set[str] = set()
+    charged = Names(entry.operation for entry in ledger)
+    # Looked for among those refused and charged, which are few: all that were executed would be many.
+    suspects: set[str] = set()
     decided = 0
     for call in calls:
         if call.method in methods:
             decided += call.outcome in (Outcome.EXECUTED, Outcome.NOT_EXECUTED)
-            if call.outcome in (Outcome.EXECUTED, Outcome.UNKNOWN):
-                excused.add(call.operation)
+            if call.outcome in (Outcome.NOT_EXECUTED, Outcome.UNSENT) and call.operation in charged:
+                suspects.add(call.operation)
+    may_be_there = (Outcome.EXECUTED, Outcome.UNKNOWN)
+    excused = {
+        call.operation
+        for call in (calls if suspects else ())
+        if call.operation in suspects and call.outcome in may_be_there and call.method in methods
+    }
+    denied = suspects - excused
 
     def lies() -> Iterator[Offender]:
         for call in calls:
@@ -87,7 +97,7 @@ def answers_match_ledger(
                     yield offender(
                         call, f"{call.operation} was answered {call.code} and is not in the ledger"
                     )
-                case Outcome.NOT_EXECUTED | Outcome.UNSENT if in_ledger and call.operation not in excused:
+                case Outcome.NOT_EXECUTED | Outcome.UNSENT if call.operation in denied:
                     yield offender(
                         call, f"{call.operation} was refused with {call.code} and is in the ledger"
                     )
