@@ -52,15 +52,22 @@ def _amble(capacity: Capacity) -> Traffic:
     return Traffic(rate_per_s=0.56 * capacity.per_s, timeout_s=1.0)
 
 
+def _capacity_of(shape: StackShape) -> Capacity:
+    if shape.capacity is None:
+        raise ValueError("an overload needs a downstream with a capacity")
+    return shape.capacity
+
+
 def _overload(
-    name: str, times: str, capacity: Capacity, short: Timing, *, flood: float, share: float
+    name: str, times: str, shape: StackShape, short: Timing, *, flood: float, share: float
 ) -> Scenario:
+    capacity = _capacity_of(shape)
     return Scenario(
         name,
         f"{times} times the capacity offered: goodput stays near it, the rest is refused at once and typed.",
         (Placed(Flood(flood), begin=0.05, end=0.9),),
         _amble(capacity),
-        replace(FOUND, capacity=capacity),
+        shape,
         expects=(
             found_goodput(capacity.per_s, share),
             useful_refusals(1.0),
@@ -92,8 +99,8 @@ def _capacity_drop(
 
 
 OVERLOAD = (
-    _overload("overload-3x", "Three", PAIR, OVERLOAD_TIME, flood=5.36, share=0.95),
-    _overload("overload-10x", "Ten", SLOW_PAIR, SLOW_PAIR_TIME, flood=17.9, share=0.9),
+    _overload("overload-3x", "Three", FOUND, OVERLOAD_TIME, flood=5.36, share=0.95),
+    _overload("overload-10x", "Ten", FOUND_SLOW, SLOW_PAIR_TIME, flood=17.9, share=0.9),
     Scenario(
         "overload-small-relay",
         "Behind a told limit and a short queue a spike is served as far as it fits and refused beyond.",
