@@ -13,7 +13,7 @@ from typing import Self
 from tests.bench import proc
 from tests.bench.cores import Cores
 from tests.bench.processes import run_once
-from tests.bench.subjects import Start, start_echo
+from tests.bench.subjects import Running, Start, start_echo
 from tests.bench.toolchain import Tools
 from tests.bench.workload import CONNECTIONS
 
@@ -77,31 +77,35 @@ class PeakRss:
 
 
 def measure_memory(start: Start, tools: Tools, cores: Cores, directory: Path) -> Memory:
-    """A fresh subject in front of an echo that takes its time, with `CALLS_IN_FLIGHT` calls of 100 B at once.
+    """A fresh subject in front of an echo that takes its time, with `CALLS_IN_FLIGHT` calls of 100 B at once;
+    then another with connections that do nothing, for what one has freed would be used again.
 
     Every caller waits about as long as the echo takes, so all calls are in flight together.
     Raises `CouldNotStartError`.
     """
     slow = ("--service-us", str(int(_SERVICE_S * 1e6)))
-    address, echo = start_echo(tools, directory, cores.load, *slow, name="slow-echo")
-    try:
-        subject = start(address, directory, cores.subject)
-        try:
-            assert subject.process is not None, "only proxies have memory to measure"
-            pid = subject.process.pid
-            kib_per_connection = _kib_per_connection(pid, subject.port)
-            idle_mib = proc.rss_mib(pid)
-            with PeakRss(pid) as rss:
-                result = run_once("generator", _command(tools, subject.port), cores.load, timeout_s=60)
-        finally:
-            subject.stop()
-    finally:
-        echo.stop()
+    with ExitStack() as stack:
+        address, echo = start_echo(tools, directory, cores.load, *slow, name="slow-echo")
+        stack.callback(echo.stop)
+        loaded = start(address, directory, cores.subject)
+        stack.callback(loaded.stop)
+        pid = _pid_of(loaded)
+        idle_mib = proc.rss_mib(pid)
+        with PeakRss(pid) as rss:
+            result = run_once("generator", _command(tools, loaded.port), cores.load, timeout_s=60)
+        connected = start(address, directory, cores.subject)
+        stack.callback(connected.stop)
+        kib_per_connection = _kib_per_connection(_pid_of(connected), connected.port)
     failed = (
         sum(n for code, n in result["status"].items() if code != "0") + result["expired"] + result["lost"]
     )
     calls = int(result["in_flight_peak"])
-    return Memory(subject.name, idle_mib, rss.peak_mib, calls, int(failed), kib_per_connection)
+    return Memory(loaded.name, idle_mib, rss.peak_mib, calls, int(failed), kib_per_connection)
+
+
+def _pid_of(subject: Running) -> int:
+    assert subject.process is not None, "only proxies have memory to measure"
+    return subject.process.pid
 
 
 def _kib_per_connection(pid: int, port: int) -> float:

@@ -1,5 +1,6 @@
 """What is measured: each subject as a process in front of the same echo."""
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,6 +40,14 @@ Start = Callable[[str, Path, frozenset[int]], Running]
 def start_relay(upstream: str, directory: Path, cores: frozenset[int]) -> Running:
     """The relay with its default policy, all its ports free ones on loopback."""
     return _start_with_ready_line("relay", _relay(upstream, "default"), "relay", directory, cores)
+
+
+def start_roomy_relay(upstream: str, directory: Path, cores: frozenset[int]) -> Running:
+    """The relay with its default policy and so many workers that a thousand slow calls are all under way."""
+    directory.mkdir(parents=True, exist_ok=True)
+    policy = directory / "roomy.json"
+    policy.write_text(json.dumps({"relay": {"preset": "default", "admission": {"workers": 2_000}}}))
+    return _start_with_ready_line("relay", _relay(upstream, str(policy)), "relay", directory, cores)
 
 
 def start_minimal_relay(upstream: str, directory: Path, cores: frozenset[int]) -> Running:
