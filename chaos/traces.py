@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from sys import intern
 from typing import Any
 
 from chaos.findings import Finding, Verdict, judge, offender
@@ -93,14 +94,15 @@ def _read_file(path: Path) -> Iterator[SpanRecord]:
 def _spans_of(message: dict[str, Any]) -> Iterator[SpanRecord]:
     for resource_spans in message.get("resourceSpans", ()):
         resource = _attributes(resource_spans.get("resource", {}))
-        service = str(resource.get("service.name", "unknown"))
+        service = intern(str(resource.get("service.name", "unknown")))
         for scope_spans in resource_spans.get("scopeSpans", ()):
             for span in scope_spans.get("spans", ()):
+                # Interned: what a hundred thousand spans say alike is kept once.
                 yield SpanRecord(
-                    trace_id=span["traceId"],
-                    span_id=span["spanId"],
-                    parent_id=span.get("parentSpanId", ""),
-                    name=span.get("name", ""),
+                    trace_id=intern(span["traceId"]),
+                    span_id=intern(span["spanId"]),
+                    parent_id=intern(span.get("parentSpanId", "")),
+                    name=intern(span.get("name", "")),
                     service=service,
                     kind=KINDS[span.get("kind", 0)],
                     begin_unix_ns=int(span["startTimeUnixNano"]),
@@ -111,13 +113,15 @@ def _spans_of(message: dict[str, Any]) -> Iterator[SpanRecord]:
 
 
 def _attributes(owner: dict[str, Any]) -> dict[str, Any]:
-    return {item["key"]: _value(item.get("value", {})) for item in owner.get("attributes", ())}
+    return {intern(item["key"]): _value(item.get("value", {})) for item in owner.get("attributes", ())}
 
 
 def _value(value: dict[str, Any]) -> Any:
     match value:
         case {"intValue": number}:
             return int(number)
+        case {"stringValue": text}:
+            return intern(text)
         case {"arrayValue": array}:
             return [_value(item) for item in array.get("values", ())]
         case _:
