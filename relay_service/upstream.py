@@ -261,7 +261,8 @@ class Upstream:
             if self._has_waited_too_long(stream, timeout_s):
                 self.counters.attempts_unsent += 1
                 guarded(
-                    stream.on_lost, f"{self.target} was away for nearly all the time that the attempt had"
+                    stream.on_lost,
+                    f"no connection to {self.target} could take it for nearly all the time it had",
                 )
             elif not connection.open_stream(stream):
                 waiting[stream] = timeout_s
