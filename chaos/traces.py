@@ -94,7 +94,7 @@ def _read_file(path: Path) -> Iterator[SpanRecord]:
 def _spans_of(message: dict[str, Any]) -> Iterator[SpanRecord]:
     for resource_spans in message.get("resourceSpans", ()):
         resource = _attributes(resource_spans.get("resource", {}))
-        service = intern(str(resource.get("service.name", "unknown")))
+        service = str(resource.get("service.name", "unknown"))
         for scope_spans in resource_spans.get("scopeSpans", ()):
             for span in scope_spans.get("spans", ()):
                 # Interned: what a hundred thousand spans say alike is kept once.

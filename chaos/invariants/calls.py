@@ -91,9 +91,8 @@ def answers_match_ledger(
         for call in calls:
             if call.method not in methods:
                 continue
-            in_ledger = call.operation in charged
             match call.outcome:
-                case Outcome.EXECUTED if not in_ledger:
+                case Outcome.EXECUTED if call.operation not in charged:
                     yield offender(
                         call, f"{call.operation} was answered {call.code} and is not in the ledger"
                     )

@@ -21,7 +21,7 @@ def tail_was_there(beyond_s: float, share: float) -> Expectation:
         samples = evidence.relays_between(begin_s, end_s)
         won = samples[-1].hedges_won - samples[0].hedges_won if samples else 0
         slow = sum(call.latency_s > beyond_s for call in calls)
-        what = f"of {len(calls):,} calls some were slow ({slow}), or spared it by a hedge ({won})"
+        what = f"calls took longer than {beyond_s:g} s, or were spared it by a hedge"
         return invariants.fault_did_bite(what, slow + won, math.ceil(share * len(calls)))
 
     return Expectation(f"{share:.0%} of the calls would be slow but for hedges", judge)
