@@ -5,8 +5,8 @@ A worker is the right to have one attempt under way; how many there are is said 
 higher classes leave it first, and within a class the clients' cohorts take turns. When there is no room, a
 call takes the place of a call of the lowest class below its own, else of the cohort of its own class that
 has more waiting than its own, and is refused only if there is none. Lower classes may fill only a share of
-the queue, so they are refused before it is full. What is refused is told when to come back, computed from
-how fast the queue has been draining. A call that does come back has a turn: it is served before the
+the queue, so they are refused before it is full. What is refused is told when to come back
+(`relay_service.core.turns`). A call that does come back has a turn: it is served before the
 newcomers of its cohort, may take the place of one, and is shed after them. A retry of the relay's own has no
 such claim, as nobody was told to wait for it, and it is more load for the same call.
 
@@ -41,22 +41,14 @@ from relay_service.core.limit import LoadSign, make_limit
 from relay_service.core.pace import DrainRate, ServiceTime
 from relay_service.core.policy import AdmissionPolicy, LimitKind, QueueOrder, StandingShed
 from relay_service.core.reason import Reason
+from relay_service.core.turns import Turns, believed_per_s, unknown_pushback_s
 from relay_service.core.value import value
 
 OBSERVATIONS_MIN = 30
 """No call is refused for its deadline before so many attempts have shown how long they take."""
 
-PUSHBACK_MIN_S = 0.01
-PUSHBACK_MAX_S = 10.0
-PUSHBACK_UNKNOWN_S = 1.0
-"""What is told while nothing has left yet; all three before the jitter."""
-TURN_SLACK = 1.2
-"""Turns are so much longer than a piece of work takes: who is told does not come back evenly spaced."""
 PATIENCE = 0.25
 """Of the time that a call has left, the share that its caller is taken to be willing to wait in a queue."""
-OPTIMISM_MAX = 3.0
-"""A queue is taken to drain at most so many times as fast as it was seen to."""
-DO_NOT_RETURN = -1.0
 
 Ticket = TypeVar("Ticket", bound=Hashable)
 
@@ -165,7 +157,7 @@ class Admission(Generic[Ticket]):
         "_standing_shed",
         "_streams",
         "_taken",
-        "_told_until",
+        "_turns",
         "_waiting",
         "subject",
     )
@@ -190,7 +182,7 @@ class Admission(Generic[Ticket]):
         self._refused = [0 for _ in Criticality]
         self._limit = make_limit(policy, now)
         self._drain = DrainRate(now)
-        self._told_until = now
+        self._turns = Turns(now)
         self._service = ServiceTime(policy.feasibility_quantile or 0.9)
 
     @property
@@ -237,7 +229,7 @@ class Admission(Generic[Ticket]):
     def state(self) -> AdmissionState:
         """The queue as it stands."""
         return AdmissionState(
-            queued={criticality: len(self._queues[criticality]) for criticality in Criticality},
+            queued={criticality: self._queues[criticality].length for criticality in Criticality},
             displaced=self._displaced,
             taken=dict(zip(Criticality, self._taken, strict=True)),
             refused=dict(zip(Criticality, self._refused, strict=True)),
@@ -299,7 +291,7 @@ class Admission(Generic[Ticket]):
         """Remember since when somebody of each class, or of one above it, waits: a call joins its queue."""
         waiting = self._waiting_above(criticality)
         for each in range(criticality, -1, -1):
-            waiting += len(self._queues[each])
+            waiting += self._queues[each].length
             if waiting:
                 return
             self._filled_at[each] = now
@@ -331,12 +323,15 @@ class Admission(Generic[Ticket]):
         """How many would be served before the next call of the class and the client; ``in_class`` says how
         many of its own class, by cohort."""
         ahead = self._waiting_above(demand.criticality)
-        if len(self._queues[demand.criticality]):
+        if self._queues[demand.criticality].length:
             ahead += in_class(self._cohorts.of(demand.client, now))
         return ahead
 
     def _waiting_above(self, criticality: Criticality) -> int:
-        return sum(map(len, self._queues[criticality + 1 :]))
+        waiting = 0
+        for queue in self._queues[criticality + 1 :]:
+            waiting += queue.length
+        return waiting
 
     def _drains_per_s(self, now: float) -> float:
         return max(self._drain.per_second(now), self._could_per_s)
@@ -455,9 +450,9 @@ class Admission(Generic[Ticket]):
         self._standing.observe(now - next(iter(self._waiting.values())).since, now)
         if self._policy.standing_shed is StandingShed.CODEL and self._standing.shed_one(now):
             return self._shed_standing()
-        queue = next(queue for queue in reversed(self._queues) if queue)
+        queue = next(queue for queue in reversed(self._queues) if queue.length)
         # What makes it stand is the lowest class that waits; one above it is out of turn for a moment only.
-        lowest = next(queue for queue in self._queues if queue)
+        lowest = next(queue for queue in self._queues if queue.length)
         ticket = queue.take(self._serves if queue is lowest else Which.OLDEST)
         demand = self._forget(ticket).demand
         refusal = self._too_late(demand.deadline, now)
@@ -469,7 +464,7 @@ class Admission(Generic[Ticket]):
         return Grant(ticket, refusal)
 
     def _shed_standing(self) -> Grant[Ticket]:
-        queue = next(queue for queue in self._queues if queue)
+        queue = next(queue for queue in self._queues if queue.length)
         ticket = queue.take_from_longest(Which.OLDEST)
         self._give_up(ticket)
         self._standing_shed += 1
@@ -498,7 +493,10 @@ class Admission(Generic[Ticket]):
             self._queues[place.demand.criticality].remove(ticket, place.cohort)
 
     def _lowest_below(self, criticality: Criticality) -> FairQueue[Ticket] | None:
-        return next((queue for queue in self._queues[:criticality] if queue), None)
+        for queue in self._queues[:criticality]:
+            if queue.length:
+                return queue
+        return None
 
     def open_stream(self) -> bool:
         """Count one more streaming call, unless there are too many."""
@@ -516,33 +514,14 @@ class Admission(Generic[Ticket]):
         return self._drain.per_second(now)
 
     def pushback_s(self, now: float, rng: Random) -> float:
-        """When a refused caller should return: once the queue is empty and those told before had their turn.
-
-        Each refusal books the next free turn at the drain rate, so that a spike's callers come back one after
-        another and not all when the queue is empty, to be refused again. Jittered by 0.75 to 1.25. Where
-        every turn of the next `PUSHBACK_MAX_S` is booked the answer is negative: not to come back, rather
-        than to come back for a turn that is another's.
-        """
-        rate = self._drain.per_second(now)
-        if rate <= 0.0:
-            return PUSHBACK_UNKNOWN_S * rng.uniform(0.5, 1.5)
-        if self._service_is_known:
-            # What left before a spike says how much was asked for, and not how much can be done. That is
-            # believed within bounds, as attempts that fail at once look like plenty.
-            rate = max(rate, min(self._could_per_s, OPTIMISM_MAX * rate))
-        turn_s = TURN_SLACK / rate
-        emptied_at = now + (len(self._waiting) + 1) * turn_s
-        # A queue that takes longer than that to drain says little of when it will be empty.
-        horizon = now + PUSHBACK_MAX_S
-        booked = max(self._told_until + turn_s, min(emptied_at, horizon))
-        if booked > horizon:
-            return DO_NOT_RETURN
-        self._told_until = booked
-        return max(PUSHBACK_MIN_S, self._told_until - now) * rng.uniform(0.75, 1.25)
+        """When a refused caller should return, in seconds; negative for not at all (see `Turns.book`)."""
+        could_per_s = self._could_per_s if self._service_is_known else 0.0
+        rate = believed_per_s(self._drain.per_second(now), could_per_s)
+        return self._turns.book(len(self._waiting), rate, now, rng)
 
     def stream_pushback_s(self, rng: Random) -> float:
         """When a refused streaming call should return; how long the others will last, nobody can know."""
-        return PUSHBACK_UNKNOWN_S * rng.uniform(0.5, 1.5)
+        return unknown_pushback_s(rng)
 
 
 def _shares(policy: AdmissionPolicy) -> tuple[float, ...]:

@@ -41,16 +41,14 @@ class FairQueue(Generic[Ticket]):
     each has, so that the longest is always known.
     """
 
-    __slots__ = ("_by_length", "_cohorts", "_length", "_longest")
+    __slots__ = ("_by_length", "_cohorts", "_longest", "length")
 
     def __init__(self) -> None:
         self._cohorts: OrderedDict[int, _Cohort[Ticket]] = OrderedDict()
         self._by_length: dict[int, set[int]] = {}
         self._longest = 0
-        self._length = 0
-
-    def __len__(self) -> int:
-        return self._length
+        self.length = 0
+        """How many wait; to be read only. An attribute, as every refusal of a flood reads several."""
 
     @property
     def longest(self) -> int:
@@ -60,26 +58,26 @@ class FairQueue(Generic[Ticket]):
     @property
     def longest_cohort(self) -> int | None:
         """A cohort that has so many; None when nobody waits."""
-        return next(iter(self._by_length[self._longest])) if self._length else None
+        return next(iter(self._by_length[self._longest])) if self.length else None
 
     def waiting_of(self, cohort: int) -> int:
         """How many tickets a cohort has."""
         waiting = self._cohorts.get(cohort)
-        return len(waiting) if waiting else 0
+        return 0 if waiting is None else len(waiting)
 
     def newcomers_of(self, cohort: int) -> int:
         """How many of them had not been here before."""
         waiting = self._cohorts.get(cohort)
-        return len(waiting.newcomers) if waiting else 0
+        return 0 if waiting is None else len(waiting.newcomers)
 
     def ahead_of_newcomer(self, cohort: int) -> int:
         """How many tickets at most would be taken before one that the cohort added now."""
-        return min(self._length, (self.waiting_of(cohort) + 1) * len(self._cohorts))
+        return min(self.length, (self.waiting_of(cohort) + 1) * len(self._cohorts))
 
     def ahead_of_returned(self, cohort: int) -> int:
         """The same for one that comes back."""
         before = self.waiting_of(cohort) - self.newcomers_of(cohort)
-        return min(self._length, (before + 1) * len(self._cohorts))
+        return min(self.length, (before + 1) * len(self._cohorts))
 
     def add(self, ticket: Ticket, cohort: int) -> None:
         """Let a ticket wait, as its cohort's newest newcomer."""
@@ -135,7 +133,7 @@ class FairQueue(Generic[Ticket]):
         return ticket
 
     def _resized(self, cohort: int, before: int, after: int) -> None:
-        self._length += after - before
+        self.length += after - before
         if before:
             peers = self._by_length[before]
             peers.remove(cohort)

@@ -9,23 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay_service.core.admission import (
-    DO_NOT_RETURN,
-    OBSERVATIONS_MIN,
-    PUSHBACK_MAX_S,
-    PUSHBACK_MIN_S,
-    TURN_SLACK,
-    Admission,
-    Admitted,
-    Demand,
-    Grant,
-)
+from relay_service.core.admission import OBSERVATIONS_MIN, Admission, Admitted, Demand, Grant
 from relay_service.core.criticality import Criticality
 from relay_service.core.fair_queue import Which
 from relay_service.core.limit import LoadSign
 from relay_service.core.pace import ServiceTime
 from relay_service.core.policy import AdmissionPolicy, QueueOrder, StandingShed
 from relay_service.core.reason import Reason
+from relay_service.core.turns import DO_NOT_RETURN, PUSHBACK_MAX_S, PUSHBACK_MIN_S, TURN_SLACK
 
 PLAIN = Demand()
 RETURNING = Demand(returning=True)

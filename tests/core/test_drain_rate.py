@@ -4,10 +4,11 @@ from random import Random
 
 import pytest
 
-from relay_service.core.admission import DO_NOT_RETURN, Admission, Admitted, Demand
+from relay_service.core.admission import Admission, Admitted, Demand
 from relay_service.core.limit import LoadSign
 from relay_service.core.pace import DrainRate
 from relay_service.core.policy import AdmissionPolicy
+from relay_service.core.turns import DO_NOT_RETURN
 
 
 def test_nothing_has_left_yet() -> None:

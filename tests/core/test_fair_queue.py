@@ -99,7 +99,7 @@ def test_the_queue_agrees_with_lists_of_tickets(steps: list[tuple[str, int]]) ->
                 tickets = returned or new
                 queue.remove(tickets.pop(len(tickets) // 2), cohort)
         model.forget_empty()
-        assert len(queue) == sum(map(model.length, model.cohorts))
+        assert queue.length == sum(map(model.length, model.cohorts))
         assert queue.longest == model.most()
         assert [queue.waiting_of(each) for each in range(5)] == [model.length(each) for each in range(5)]
         assert [queue.newcomers_of(each) for each in range(5)] == [

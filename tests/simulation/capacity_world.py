@@ -177,18 +177,19 @@ class CapacityWorld:
         self._next(crowd, now, until)
         deadline = now + crowd.timeout_s
         demand = Demand(crowd.criticality, deadline, crowd.client)
-        if (reason := self.admission.turn_away(demand, now)) is not None:
-            crowd.ended.append((now, reason))
-            return
         arrival = Arrival(crowd, demand, deadline)
         offer = self.admission.offer(arrival, demand, now)
         if offer.displaced is not None:
             assert offer.reason is not None
             self._refused(offer.displaced, offer.reason)
-        if offer.admitted is Admitted.STARTED:
-            self._begin(arrival)
-        else:
-            self.at(deadline, self._waited_in_vain, arrival)
+        match offer.admitted:
+            case Admitted.STARTED:
+                self._begin(arrival)
+            case Admitted.QUEUED:
+                self.at(deadline, self._waited_in_vain, arrival)
+            case Admitted.REFUSED:
+                assert offer.reason is not None
+                self._refused(arrival, offer.reason)
 
     def _refused(self, arrival: Arrival, reason: Reason) -> None:
         arrival.over = True

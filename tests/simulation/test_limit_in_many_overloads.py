@@ -24,7 +24,7 @@ block below leaves room for chance.
 import pytest
 from limit_runs import Measured, critical_share, critical_share_of_slow_pair, one_overload
 
-BLOCKS, SEEDS_IN_BLOCK = 3, 100
+BLOCKS, SEEDS_IN_BLOCK = 2, 100
 MEAN_LEAST = 0.98
 GOOD, GOOD_SHARE = 0.9, 0.92
 """So much goodput has so large a share of a block's runs; when one to two in a hundred of all are worse,

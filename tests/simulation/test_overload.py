@@ -3,8 +3,8 @@
 import pytest
 from overload import Group, Overload
 
-from relay_service.core.admission import PUSHBACK_MAX_S
 from relay_service.core.policy import AdmissionPolicy
+from relay_service.core.turns import PUSHBACK_MAX_S
 
 SEED = 11
 

@@ -10,9 +10,10 @@ import pytest
 from overload import METHOD, CountedReply, Group, Overload
 from world import framed
 
-from relay_service.core.admission import PUSHBACK_MAX_S, Admission
+from relay_service.core.admission import Admission
 from relay_service.core.fair_queue import FairQueue
 from relay_service.core.policy import AdmissionPolicy
+from relay_service.core.turns import PUSHBACK_MAX_S
 from relay_service.ports import CallHead
 
 TRIES_MAX = 5
@@ -114,6 +115,6 @@ def test_without_either_half_of_it_the_told_are_refused_again(
         monkeypatch.setattr(FairQueue, "add_returned", FairQueue.add)
         monkeypatch.setattr(Admission, "_yields_to", lambda *_: None)
     else:
-        monkeypatch.setattr("relay_service.core.admission.DO_NOT_RETURN", 0.8 * PUSHBACK_MAX_S)
+        monkeypatch.setattr("relay_service.core.turns.DO_NOT_RETURN", 0.8 * PUSHBACK_MAX_S)
     with pytest.raises(AssertionError):
         test_nine_in_ten_told_retries_succeed_however_much_is_offered(times, 1)

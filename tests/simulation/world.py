@@ -6,7 +6,7 @@ Everything that happens is an entry in one heap ordered by virtual time, so a se
 import heapq
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
@@ -23,13 +23,11 @@ TICK_S = 0.004
 """How late a coarse timer may fire."""
 
 
-@dataclass(order=True)
+@dataclass(slots=True)
 class Entry:
-    at: float
-    order: int
-    callback: Callable[[Any], None] = field(compare=False)
-    argument: Any = field(compare=False)
-    cancelled: bool = field(default=False, compare=False)
+    callback: Callable[[Any], None]
+    argument: Any
+    cancelled: bool = False
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -40,13 +38,13 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = 1000.0
-        self._heap: list[Entry] = []
+        self._heap: list[tuple[float, int, Entry]] = []
         self._order = 0
 
     def call_at(self, when: float, callback: Callable[[Any], None], argument: Any) -> Entry:
         self._order += 1
-        entry = Entry(max(when, self.now), self._order, callback, argument)
-        heapq.heappush(self._heap, entry)
+        entry = Entry(callback, argument)
+        heapq.heappush(self._heap, (max(when, self.now), self._order, entry))
         return entry
 
     def run(self) -> None:
@@ -55,9 +53,9 @@ class Clock:
 
     def step(self) -> None:
         """The next thing that happens."""
-        entry = heapq.heappop(self._heap)
+        at, _, entry = heapq.heappop(self._heap)
         if not entry.cancelled:
-            self.now = max(self.now, entry.at)
+            self.now = max(self.now, at)
             entry.callback(entry.argument)
 
 
@@ -290,14 +288,16 @@ class CallObserver:
 
 
 class Catalog:
-    """Knows one unary and one streaming method."""
+    """Knows one unary and one streaming method, and says the same of them each time, as the real one does."""
 
     def __init__(self, safety: Safety | None = None) -> None:
-        self._safety = safety
+        self._unary, self._streaming = (
+            MethodFacts(unary=unary, safety=safety, input_type="t.In", output_type="t.Out")
+            for unary in (True, False)
+        )
 
     def facts(self, upstream: str, method: str) -> MethodFacts | None:
-        unary = not method.endswith("Stream")
-        return MethodFacts(unary=unary, safety=self._safety, input_type="t.In", output_type="t.Out")
+        return self._streaming if method.endswith("Stream") else self._unary
 
 
 class World:
