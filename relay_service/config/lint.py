@@ -5,6 +5,7 @@ what defeats itself here. A finding never stops the relay; an error does, and is
 """
 
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -14,6 +15,7 @@ from relay_service.config.durations import format_duration
 from relay_service.config.loading import build_policy
 from relay_service.config.merge import widening
 from relay_service.config.schema import (
+    AdmissionBlock,
     GrpcHedgingBlock,
     MethodBlock,
     MethodConfig,
@@ -24,6 +26,7 @@ from relay_service.core.budget import HEDGE_RESERVE
 from relay_service.core.criticality import Criticality
 from relay_service.core.evidence import DEFINITE_CODES, Safety
 from relay_service.core.policy import (
+    AdmissionPolicy,
     BreakerPolicy,
     HedgePolicy,
     MethodPolicy,
@@ -359,22 +362,46 @@ def _caps(file: PolicyFile, policy: RelayPolicy) -> Iterator[Finding]:
 
 
 def _standing(file: PolicyFile, policy: RelayPolicy) -> Iterator[Finding]:
-    given = {"standing_target_s", "standing_interval_s"} & file.relay.admission.model_fields_set
-    acts = (
-        policy.admission.standing_shed is not StandingShed.NONE
-        or policy.admission.queue_order is not QueueOrder.FIFO
+    found = (
+        Finding(rule, f"{path}{place}", text)
+        for path, block, admission in _admissions_in_force(file, policy)
+        for rule, place, text in _of_standing(block.model_fields_set, admission)
     )
-    if given and not acts:
+    return iter(dict.fromkeys(found))
+
+
+def _admissions_in_force(
+    file: PolicyFile, policy: RelayPolicy
+) -> Iterator[tuple[str, AdmissionBlock, AdmissionPolicy]]:
+    """What the file says of an admission, and where, with each one that it comes to."""
+    relay, kept = file.relay, policy.bulkheads
+    of_all = tuple(kept.upstreams.values())
+    yield "relay.admission", relay.admission, policy.admission
+    if relay.bulkhead is not None:
+        yield from (("relay.bulkhead", relay.bulkhead, admission) for admission in of_all)
+    for name, upstream in relay.upstreams.items():
+        if upstream.bulkhead is not None and name in kept.upstreams:
+            yield f"relay.upstreams.{name}.bulkhead", upstream.bulkhead, kept.upstreams[name]
+    for index, method in enumerate(relay.methods):
+        if method.bulkhead is not None:
+            path = f"relay.methods[{index}].bulkhead"
+            named = {name.pattern for name in method.name}
+            meant = [admission for pattern, admission in kept.methods.items() if pattern in named]
+            yield from ((path, method.bulkhead, one) for one in (*meant, *(of_all if "" in named else ())))
+
+
+def _of_standing(given: AbstractSet[str], admission: AdmissionPolicy) -> Iterator[tuple[Rule, str, str]]:
+    shed, order = admission.standing_shed, admission.queue_order
+    nothing_is_done = shed is StandingShed.NONE and order is QueueOrder.FIFO
+    if nothing_is_done and given & {"standing_target_s", "standing_interval_s"}:
         text = "neither standingShed nor queueOrder does anything when the queue stands"
-        yield Finding(Rule.STANDING_WITHOUT_EFFECT, "relay.admission", text)
-    if (
-        policy.admission.standing_shed is StandingShed.DOOR
-        and policy.admission.queue_order is QueueOrder.ADAPTIVE_LIFO
-    ):
+        yield Rule.STANDING_WITHOUT_EFFECT, "", text
+    newest_behind_door = shed is StandingShed.DOOR and order is QueueOrder.ADAPTIVE_LIFO
+    if newest_behind_door and given & {"standing_shed", "queue_order"}:
         text = (
             "of the few that the door lets in, newest first leaves the others to their deadlines: take fifo"
         )
-        yield Finding(Rule.DOOR_NEWEST_FIRST, "relay.admission.queueOrder", text)
+        yield Rule.DOOR_NEWEST_FIRST, ".queueOrder", text
 
 
 def _letters(file: PolicyFile, policy: RelayPolicy) -> Iterator[Finding]:

@@ -131,6 +131,19 @@ SUSPICIOUS = [
         "door-newest-first",
         "relay.admission.queueOrder",
     ),
+    (
+        {"relay": {"preset": "default", "bulkhead": {"queueOrder": "adaptive-lifo"}}},
+        "door-newest-first",
+        "relay.bulkhead.queueOrder",
+    ),
+    (
+        {
+            "relay": {"preset": "default"}
+            | method(bulkhead={"standingShed": "none", "standingInterval": "1s"})
+        },
+        "standing-without-effect",
+        "relay.methods[0].bulkhead",
+    ),
     ({"relay": ROUTED}, "upstream-unused", "relay.upstreams.b"),
     ({"relay": {"preset": "default", "criticality": {}}}, "caps-without-effect", "relay.criticality"),
     ({"relay": ROUTED | {"routes": BOTH}}, "shared-limit", "relay.upstreams"),
