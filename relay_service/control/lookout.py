@@ -9,6 +9,7 @@ from relay_service.control.sources import Stats, StatsSource
 from relay_service.core.alert_policy import AlertPolicy
 from relay_service.core.alerts import Alert, Alerts, Look
 from relay_service.core.breaker import BreakerState
+from relay_service.core.reason import Reason
 from relay_service.stores.interface import UNSETTLED, Store
 from relay_service.telemetry.alerts import AlertDesk
 
@@ -87,6 +88,8 @@ def look_of(stats: Stats, store_trouble: str) -> Look:
     """What alerts are judged by."""
     jobs = stats.jobs
     failed = sum(method.by_code.get(code, 0) for method in stats.methods for code in FAILURES)
+    # INTERNAL as well, and the doing of neither.
+    failed -= stats.calls.by_reason.get(Reason.MALFORMED_REQUEST.name, 0)
     answered = sum(method.by_code.get(code, 0) for method in stats.methods for code in ANSWERS)
     return Look(
         store_trouble=store_trouble,
