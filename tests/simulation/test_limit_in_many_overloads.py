@@ -28,7 +28,7 @@ BLOCKS, SEEDS_IN_BLOCK = 2, 100
 MEAN_LEAST = 0.98
 GOOD, GOOD_SHARE = 0.9, 0.92
 """So much goodput has so large a share of a block's runs; when one to two in a hundred of all are worse,
-fewer than one block in a thousand has less by chance."""
+fewer than one block of a hundred in a thousand has less by chance."""
 ONE_RUN_LEAST = 0.65
 """Of a single run. Fifty calls are all that a third of the smallest service does while it is looked at."""
 NEW_LIMIT_SHARE = 0.9
@@ -78,7 +78,7 @@ def test_goodput_stays_at_the_capacity_through_its_fall_to_a_third_and_its_retur
 
 
 def test_at_ten_times_the_load_as_well() -> None:
-    check_block(10, 10.0)
+    check_block(10, 10.0, seeds=50)
 
 
 def test_the_limit_is_the_new_one_two_seconds_after_each_change() -> None:
