@@ -52,16 +52,16 @@ class EnvelopeOpener:
         """Answer an envelope that holds no call, or that there is no room for."""
         pushback_s = None
         if reason is Reason.QUEUE_FULL:
-            pushback_s = self._relay.pushback_s(reason, self._relay.now())
+            pushback_s = self._relay.workers.pushback_s(reason, self._relay.now())
         self._relay.refuse(head, reply, reason, message, pushback_s)
 
     def hold(self, size_bytes: int) -> bool:
         """Ask for so much of the room that the requests of all calls share."""
-        return self._relay.hold_request(size_bytes)
+        return self._relay.workers.hold_request(size_bytes)
 
     def let_go(self, size_bytes: int) -> None:
         """The room is free again."""
-        self._relay.let_go_of_request(size_bytes)
+        self._relay.workers.let_go_of_request(size_bytes)
 
     def open(self, head: CallHead, framed: bytes, reply: Reply) -> tuple[CallHead, bytes, Reply]:
         """The call inside: its head, its framed request, and where its answer goes.

@@ -22,15 +22,13 @@ from relay_service.arrival import (
     sent_on,
     single_attempt,
 )
-from relay_service.core.admission import Admission, Demand, Offer
+from relay_service.core.admission import Admission, Demand
 from relay_service.core.breakers import Breakers
 from relay_service.core.budget import RetryGate
-from relay_service.core.bulkheads import Bulkheads, Known
+from relay_service.core.bulkheads import Bulkheads
 from relay_service.core.call import Call
-from relay_service.core.events import Aborted
 from relay_service.core.evidence import Safety
 from relay_service.core.hedge import Hedging
-from relay_service.core.limit import LoadSign
 from relay_service.core.policy import NO_RETRY, CriticalityCaps, MethodPolicy, RelayPolicy
 from relay_service.core.quota import ClientQuotas
 from relay_service.core.reason import Reason
@@ -57,9 +55,7 @@ from relay_service.refusal import Refusal, refused
 from relay_service.streaming import StreamCall
 from relay_service.unary import UnaryCall
 from relay_service.ways import Way, Ways
-
-HELD_REQUEST_BYTES_MAX = 256 * 1024 * 1024
-"""Request bytes of all unary calls, held for their attempts; beyond it calls find the queue full."""
+from relay_service.workers import Candidate, Workers
 
 SECRET_BYTES = 16
 
@@ -90,7 +86,7 @@ class ListenedTo:
 
 
 class Relay:
-    """Decides about every call; owns admission, the retry gates and the breakers.
+    """Decides about every call; owns the workers, the retry gates and the breakers.
 
     ``own_services`` names the services answered by the control plane and the upstream that leads there.
     ``keys`` brings the store that idempotency keys are kept in; without it they are only passed on.
@@ -120,15 +116,11 @@ class Relay:
         self._catalog = catalog
         self._observer = observer
         self._rng = rng
-        self._secret = rng.randbytes(SECRET_BYTES)
-        self._admission: Admission[UnaryCall] = Admission(policy.admission, now(), self._secret)
-        self._bulkheads = self._make_bulkheads(policy, {}, now())
-        self._quotas = ClientQuotas(policy.clients, now()) if policy.clients else None
+        self.workers = Workers(policy, rng.randbytes(SECRET_BYTES), rng, now())
         self._courses = Courses(policy, upstreams, hedge_upstreams, rng, now())
         self._ways = Ways()
         self._own_gate = RetryGate(None, None, now())
         self._in_flight = 0
-        self._held_bytes = 0
         self.capped = 0
         """Calls that asked for a higher class than their caller may have, since the start."""
         self._keys = Keys(self, keys, policy.keys, policy.dead_letters) if keys is not None else None
@@ -138,19 +130,19 @@ class Relay:
     # What others may look at --------------------------------------------------------------------
 
     @property
-    def admission(self) -> Admission[UnaryCall]:
+    def admission(self) -> Admission[Candidate]:
         """The queue and the workers of all calls that have no compartment."""
-        return self._admission
+        return self.workers.shared
 
     @property
-    def bulkheads(self) -> Bulkheads[UnaryCall] | None:
+    def bulkheads(self) -> Bulkheads[Candidate] | None:
         """The compartments, if the policy has any."""
-        return self._bulkheads
+        return self.workers.bulkheads
 
     @property
     def quotas(self) -> ClientQuotas | None:
         """The clients' quotas, if the policy has any."""
-        return self._quotas
+        return self.workers.quotas
 
     @property
     def gates(self) -> Mapping[str, RetryGate]:
@@ -211,25 +203,11 @@ class Relay:
         """
         now = self.now()
         left = self._courses.adopt(policy, upstreams, hedge_upstreams, now)
-        if policy.clients != self._policy.clients:
-            self._quotas = ClientQuotas(policy.clients, now) if policy.clients else None
-        self._admission.adopt(policy.admission, now)
         same = same_upstreams(self._policy, policy)
-        known = self._bulkheads.of(same) if self._bulkheads is not None else {}
         self._policy = policy
         self._ways = Ways()
-        self._bulkheads = self._make_bulkheads(policy, known, now)
-        for admission in (self._admission, *(one.admission for one in self._bulkheads or ())):
-            self._hand_out(admission, now)
+        self.workers.adopt(policy, same, now)
         return left
-
-    def _make_bulkheads(
-        self, policy: RelayPolicy, known: Known[UnaryCall], now: float
-    ) -> Bulkheads[UnaryCall] | None:
-        asked = policy.bulkheads
-        if not asked.upstreams and not asked.methods:
-            return None
-        return Bulkheads(policy, now, self._secret, known)
 
     def drain(self) -> None:
         """Refuse new calls from now on; those under way go on, but for calls to our own services: a health
@@ -337,11 +315,11 @@ class Relay:
         # A stream whose request is not kept cannot wait for another upstream.
         movable = not once and not head.bound and (unary or policy.replay_buffer_bytes > 0)
         course = self._course(way, head.method, demand, now, movable=movable)
-        admission = self._admission_of(course.destinations[0].port.name, head.method)
+        admission = self.workers.admission_of(course.destinations[0].port.name, head.method)
         if unary:
-            self._admit_unary(demand, admission, now)
+            self.workers.admit_unary(demand, admission, now)
         else:
-            self._admit_stream(demand, admission, now)
+            self.workers.admit_stream(demand, admission, now)
         plan = course.plan(head.method, sent_on(head, asked, key), policy, deadline, demand)
         machine = Call(
             single_attempt(policy.retry) if once else policy.retry,
@@ -405,42 +383,12 @@ class Relay:
         for destination in course.destinations:
             destination.enter()
 
-    def _admission_of(self, upstream: str, method: str) -> Admission[UnaryCall]:
-        """What judges the calls to where the call goes now: a compartment's, or that of all others."""
-        if self._bulkheads is None:
-            return self._admission
-        return self._bulkheads.holding(upstream, method) or self._admission
-
-    def _admit_unary(self, demand: Demand, admission: Admission[UnaryCall], now: float) -> None:
-        if (reason := admission.turn_away(demand, now)) is not None:
-            raise Refusal(reason, self._pushback_s(admission, reason, now), admission.subject)
-        self._charge_quota(demand.client, now)
-
-    def _admit_stream(self, demand: Demand, admission: Admission[UnaryCall], now: float) -> None:
-        """It is counted where it begins, also when it falls back."""
-        if not admission.open_stream():
-            pushback_s = admission.stream_pushback_s(self._rng)
-            raise Refusal(Reason.STREAM_LIMIT, pushback_s, admission.subject)
-        try:
-            self._charge_quota(demand.client, now)
-        except Refusal:
-            admission.close_stream()
-            raise
-
-    def _charge_quota(self, client: bytes, now: float) -> None:
-        """Last of all that is decided at the headers, so that no client pays for a call that is refused there
-        for another reason. What is shed from the queue later has been paid for: it did take a place."""
-        if self._quotas is not None and (wait_s := self._quotas.take(client, now)) > 0.0:
-            # Not before there is a token, and not all at once when there is one.
-            pushback_s = wait_s * self._rng.uniform(1.0, 1.5)
-            raise Refusal(Reason.CLIENT_QUOTA, pushback_s, f"client:{client.decode('ascii', 'replace')}")
-
     def _answer_refused(self, head: CallHead, reply: Reply, verdict: Verdict, observer: Observer) -> None:
         trailers = contract.trailers_of_refusal(verdict, head.method)
         reply.send_trailers(verdict.code, verdict.message, trailers)
         observer.call_refused(head, verdict, self.now())
 
-    # What keyed calls ask of their relay (`relay_service.idempotency`) ------------------------------
+    # What calls ask of their relay ---------------------------------------------------------------
 
     def start_work(self, order: WorkOrder, observer: WorkObserver) -> KeyedWork:
         """Have a keyed request carried: it seeks a worker at once. Raises `NoWork`."""
@@ -457,8 +405,8 @@ class Relay:
             sent_key = key_to_send(head.identity, head.method, order.key, hops)
             # It lasts as long as somebody waits, so the plan knows no deadline.
             plan = course.plan(head.method, outgoing(head, sent_key, hops), policy, None, demand)
-            admission = self._admission_of(plan.upstream.name, plan.method)
-            self._admit_unary(demand, admission, now)
+            admission = self.workers.admission_of(plan.upstream.name, plan.method)
+            self.workers.admit_unary(demand, admission, now)
         except Refusal as refusal:
             raise NoWork(refusal.reason, refusal.pushback_s, refusal.subject) from None
         machine = Call(
@@ -493,66 +441,6 @@ class Relay:
         if upstream is None:
             raise Refusal(Reason.NO_ROUTE)
         return upstream
-
-    # What calls ask of their relay (`relay_service.unary.UnaryHost`) ----------------------------
-
-    def take_worker(self, call: UnaryCall, now: float) -> Offer[UnaryCall]:
-        """A worker, a place in the queue (perhaps that of another call), or neither."""
-        if self._bulkheads is not None:  # it may have fallen back to where another counts
-            call.admission = self._admission_of(call.plan.upstream.name, call.plan.method)
-        offer = call.admission.offer(call, call.plan.demand, now)
-        if offer.displaced is not None:
-            offer.displaced.shed(offer.reason or Reason.QUEUE_FULL, now)
-        return offer
-
-    def take_spare_worker(self, call: UnaryCall) -> bool:
-        """A worker for what is not worth waiting for."""
-        return call.admission.take_spare()
-
-    def give_worker_back(self, call: UnaryCall, outcome: LoadSign, held_s: float, now: float) -> None:
-        """Count the attempt's end, and hand the worker on."""
-        call.admission.release(outcome, held_s, now)
-        self._hand_out(call.admission, now)
-
-    def worker_unused(self, call: UnaryCall, now: float) -> None:
-        """Hand the worker on."""
-        call.admission.hand_back()
-        self._hand_out(call.admission, now)
-
-    def _hand_out(self, admission: Admission[UnaryCall], now: float) -> None:
-        """Give free workers to the next calls in the queue that can still use them."""
-        while (grant := admission.grant(now)) is not None:
-            if grant.refusal is not None:
-                grant.ticket.shed(grant.refusal, now)
-            elif not grant.ticket.worker_granted(now):
-                admission.hand_back()
-
-    def hold_request(self, size_bytes: int) -> bool:
-        """Count request bytes that are held, up to `HELD_REQUEST_BYTES_MAX`."""
-        if self._held_bytes + size_bytes > HELD_REQUEST_BYTES_MAX:
-            return False
-        self._held_bytes += size_bytes
-        return True
-
-    def let_go_of_request(self, size_bytes: int) -> None:
-        """They are held no longer."""
-        self._held_bytes -= size_bytes
-
-    def leave_queue(self, call: UnaryCall) -> None:
-        """The call waits no longer."""
-        call.admission.withdraw(call)
-
-    def turned_away(self, call: UnaryCall, reason: Reason, now: float) -> Aborted:
-        """What ends a call that gets no worker."""
-        admission = call.admission
-        return Aborted(reason, self._pushback_s(admission, reason, now), admission.subject)
-
-    def pushback_s(self, reason: Reason, now: float) -> float:
-        """When a caller refused for this reason should return; a hopeless one not at all."""
-        return self._pushback_s(self._admission, reason, now)
-
-    def _pushback_s(self, admission: Admission[UnaryCall], reason: Reason, now: float) -> float:
-        return -1.0 if reason is Reason.DEADLINE_INFEASIBLE else admission.pushback_s(now, self._rng)
 
     def call_ended(self, call: ForwardedCall) -> None:
         """Count it out."""

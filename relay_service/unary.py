@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from relay_service.core.admission import Admitted, Offer
+from relay_service.core.admission import Admitted
 from relay_service.core.call import Call, State
 from relay_service.core.events import (
     Aborted,
@@ -20,7 +20,7 @@ from relay_service.core.events import (
     WaitHedge,
 )
 from relay_service.core.evidence import Delivery
-from relay_service.core.limit import LoadSign, load_sign_of
+from relay_service.core.limit import load_sign_of
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
 from relay_service.core.verdict import Origin, Verdict
@@ -28,6 +28,7 @@ from relay_service.forwarding import GIVEN_UP, ForwardedCall, Host, Plan, took_t
 from relay_service.hedge_attempt import HedgeAttempt
 from relay_service.message import FRAME_PREFIX_BYTES, Collector, HeldResponse, is_one_message
 from relay_service.ports import Attempt, AttemptEnd, CallObserver, Headers, Reply, TimerHandle
+from relay_service.workers import Workers
 
 _STARTED, _QUEUED = Admitted.STARTED, Admitted.QUEUED
 _READY, _ATTEMPTING = State.READY, State.ATTEMPTING
@@ -39,33 +40,7 @@ _BEGIN = Begin()
 class UnaryHost(Host, Protocol):
     """What a unary call needs of the relay besides: a worker, and room for its request."""
 
-    def take_worker(self, call: "UnaryCall", now: float) -> "Offer[UnaryCall]":
-        """Ask for a worker; when QUEUED, `UnaryCall.worker_granted` or `UnaryCall.shed` follows, or
-        `leave_queue` ends it."""
-
-    def take_spare_worker(self, call: "UnaryCall") -> bool:
-        """Ask for a worker that is free and that no call waits for."""
-
-    def give_worker_back(self, call: "UnaryCall", outcome: LoadSign, held_s: float, now: float) -> None:
-        """The worker, held for so long, is free for the next in the queue."""
-
-    def worker_unused(self, call: "UnaryCall", now: float) -> None:
-        """A worker was given and no attempt was made with it."""
-
-    def hold_request(self, size_bytes: int) -> bool:
-        """Ask for so much room for a request; False when too many requests are held already."""
-
-    def let_go_of_request(self, size_bytes: int) -> None:
-        """The room is free again."""
-
-    def leave_queue(self, call: "UnaryCall") -> None:
-        """The call waits no longer."""
-
-    def turned_away(self, call: "UnaryCall", reason: Reason, now: float) -> Aborted:
-        """What ends a call that gets no worker: whose limit it was, and when the caller should return."""
-
-    def pushback_s(self, reason: Reason, now: float) -> float:
-        """When a caller that is refused for this reason should return; negative means not at all."""
+    workers: Workers
 
 
 class UnaryCall(ForwardedCall):
@@ -114,7 +89,8 @@ class UnaryCall(ForwardedCall):
         if problem is not None:
             self._stop(Aborted(problem))
         elif not self._hold(len(data)):
-            self._stop(Aborted(Reason.QUEUE_FULL, self._host.pushback_s(Reason.QUEUE_FULL, self._host.now())))
+            pushback_s = self._host.workers.pushback_s(Reason.QUEUE_FULL, self._host.now())
+            self._stop(Aborted(Reason.QUEUE_FULL, pushback_s))
         elif end:
             if self._collector is not None:
                 self._request = self._collector.whole()
@@ -134,7 +110,7 @@ class UnaryCall(ForwardedCall):
         return self._collector.add(data)
 
     def _hold(self, size_bytes: int) -> bool:
-        if not self._host.hold_request(size_bytes):
+        if not self._host.workers.hold_request(size_bytes):
             return False
         self._held_bytes += size_bytes
         return True
@@ -150,10 +126,10 @@ class UnaryCall(ForwardedCall):
 
     def _seek_worker(self, then: Event) -> None:
         now = self._host.now()
-        offer = self._host.take_worker(self, now)
+        offer = self._host.workers.take(self, now)
         if offer.admitted is _STARTED:
             if not self._use_worker(then, now):
-                self._host.worker_unused(self, now)
+                self._host.workers.unused(self, now)
         elif offer.admitted is _QUEUED:
             self._in_queue = True
             self._observer.queued(now)
@@ -187,7 +163,7 @@ class UnaryCall(ForwardedCall):
     def _no_worker(self, reason: Reason, now: float) -> None:
         """Before the first attempt that is a refusal; after it, the end of the retries."""
         if not self._machine.attempts:
-            self._handle(self._host.turned_away(self, reason, now), now)
+            self._handle(self._host.workers.turned_away(self, reason, now), now)
         else:
             self._handle(RetryRefused(), now)
 
@@ -200,13 +176,13 @@ class UnaryCall(ForwardedCall):
             if since is not None and isinstance(event, AttemptDone):
                 self._worker_since = None
                 sign = load_sign_of(event.delivery, event.code, given_up=event.given_up)
-                self._host.give_worker_back(self, sign, now - since, now)
+                self._host.workers.give_back(self, sign, now - since, now)
 
     def _finish(self, verdict: Verdict, now: float) -> None:
         if self._in_queue:
             self._in_queue = False
-            self._host.leave_queue(self)
-        self._host.let_go_of_request(self._held_bytes)
+            self._host.workers.leave_queue(self)
+        self._host.workers.let_go_of_request(self._held_bytes)
         self._held_bytes = 0
         super()._finish(verdict, now)
 
@@ -281,13 +257,13 @@ class UnaryCall(ForwardedCall):
         """The timer of the next hedge."""
         self._hedge_timer = None
         now = self._host.now()
-        if not self._host.take_spare_worker(self):
+        if not self._host.workers.take_spare(self):
             self._handle(HedgeUnserved(), now)
             return
         attempts = self._machine.attempts
         self._handle(HedgeDue(), now)
         if self._machine.attempts == attempts:
-            self._host.worker_unused(self, now)
+            self._host.workers.unused(self, now)
 
     def _start_hedge(self, number: int, timeout_s: float | None, now: float) -> None:
         plan = self._plan
@@ -323,7 +299,7 @@ class UnaryCall(ForwardedCall):
             super()._handle(done, now)
         finally:
             sign = load_sign_of(end.delivery, end.code, given_up=end.given_up)
-            self._host.give_worker_back(self, sign, now - hedge.worker_since, now)
+            self._host.workers.give_back(self, sign, now - hedge.worker_since, now)
 
     def _call_hedge_off(self) -> None:
         """None is due any more."""

@@ -19,6 +19,7 @@ from relay_service.idempotency.intent import Intent
 from relay_service.idempotency.outcome import Outcome, refused
 from relay_service.message import Collector, frame
 from relay_service.ports import CallHead, CallObserver, Reply, TimerHandle, Timers
+from relay_service.workers import Workers
 
 
 class Boarding(Protocol):
@@ -44,18 +45,10 @@ class CallerHost(Protocol):
     """What a caller needs of the relay."""
 
     timers: Timers
+    workers: Workers
 
     def now(self) -> float:
         """Monotonic seconds."""
-
-    def hold_request(self, size_bytes: int) -> bool:
-        """Ask for so much room for a request; False when too many requests are held already."""
-
-    def let_go_of_request(self, size_bytes: int) -> None:
-        """The room is free again."""
-
-    def pushback_s(self, reason: Reason, now: float) -> float:
-        """When a caller that is refused for this reason should return; negative means not at all."""
 
 
 class Desk(Protocol):
@@ -125,8 +118,9 @@ class KeyedCall:
         problem = collector.add(data)
         if problem is not None:
             self._refuse(problem)
-        elif not self._host.hold_request(len(data)):
-            self._refuse(Reason.QUEUE_FULL, self._host.pushback_s(Reason.QUEUE_FULL, self._host.now()))
+        elif not self._host.workers.hold_request(len(data)):
+            pushback_s = self._host.workers.pushback_s(Reason.QUEUE_FULL, self._host.now())
+            self._refuse(Reason.QUEUE_FULL, pushback_s)
         else:
             self._held_bytes += len(data)
             if end:
@@ -225,7 +219,7 @@ class KeyedCall:
         return replace(answer, headers=headers, body=frame(plain))
 
     def _let_go(self) -> None:
-        self._host.let_go_of_request(self._held_bytes)
+        self._host.workers.let_go_of_request(self._held_bytes)
         self._held_bytes = 0
 
     # The observer -------------------------------------------------------------------------------

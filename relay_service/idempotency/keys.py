@@ -20,6 +20,7 @@ from relay_service.idempotency.flight import Flight, FlightHost, Ground
 from relay_service.idempotency.leases import Leases
 from relay_service.idempotency.outcome import refused
 from relay_service.stores.interface import Store, StoreError
+from relay_service.workers import Workers
 
 SWEEP_EVERY_S = 10.0
 SWEEP_ROWS = 500
@@ -32,14 +33,7 @@ log = logging.getLogger(__name__)
 class KeysHost(FlightHost, Protocol):
     """What the keys need of the relay."""
 
-    def hold_request(self, size_bytes: int) -> bool:
-        """Ask for so much room for a request; False when too many requests are held already."""
-
-    def let_go_of_request(self, size_bytes: int) -> None:
-        """The room is free again."""
-
-    def pushback_s(self, reason: Reason, now: float) -> float:
-        """When a caller that is refused for this reason should return; negative means not at all."""
+    workers: Workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +95,7 @@ class Keys:
         flight = self._flights.get(scope)
         reason = self._full(framed) if flight is None else self._no_seat(flight, fingerprint, caller)
         if reason is not None:
-            pushback_s = self._host.pushback_s(reason, self._host.now())
+            pushback_s = self._host.workers.pushback_s(reason, self._host.now())
             crowded = reason is Reason.QUEUE_FULL
             caller.settle(refused(reason, scope.method, pushback_s=pushback_s if crowded else None))
             return None
@@ -118,7 +112,7 @@ class Keys:
         return flight
 
     def _full(self, framed: bytes) -> Reason | None:
-        if self._waiting > self._limits.waiters or not self._host.hold_request(len(framed)):
+        if self._waiting > self._limits.waiters or not self._host.workers.hold_request(len(framed)):
             return Reason.QUEUE_FULL
         return None
 
@@ -131,7 +125,7 @@ class Keys:
 
     def _landed(self, flight: Flight) -> None:
         del self._flights[flight.scope]
-        self._host.let_go_of_request(flight.size_bytes)
+        self._host.workers.let_go_of_request(flight.size_bytes)
 
     def open(self) -> None:
         """Begin to forget what has expired; the store is open."""

@@ -152,7 +152,7 @@ class KeyedWork(UnaryCall):
         if outcome_open:
             self._machine.outcome_is_open()
         if not super()._use_worker(Begin(), now):
-            self._host.worker_unused(self, now)
+            self._host.workers.unused(self, now)
 
     def give_up(self, reason: Reason) -> None:
         """The key is not to be had: no attempt is made. Harmless when the work has ended."""
@@ -221,7 +221,7 @@ class KeyedWork(UnaryCall):
             self._settle_timer.cancel()
         if self._has_idle_worker:
             self._has_idle_worker = False
-            self._host.worker_unused(self, now)
+            self._host.workers.unused(self, now)
         if not self._worker.done():
             self._worker.set_result(False)
         super()._finish(verdict, now)

@@ -23,6 +23,7 @@ from relay_service.core.policy import (
 )
 from relay_service.ports import CallHead
 from relay_service.relay import Relay
+from relay_service.workers import Workers
 
 Patch = pytest.MonkeyPatch
 ADAPTIVE: AdmissionPolicy = load_policy("default", "h:1").admission
@@ -218,9 +219,9 @@ def methods_share_their_upstreams(patch: Patch) -> None:
 
 
 def streams_are_not_in_them(patch: Patch) -> None:
-    admit = Relay._admit_stream
+    admit = Workers.admit_stream
     patch.setattr(
-        Relay, "_admit_stream", lambda self, demand, _own, now: admit(self, demand, self._admission, now)
+        Workers, "admit_stream", lambda self, demand, _own, now: admit(self, demand, self.shared, now)
     )
 
 

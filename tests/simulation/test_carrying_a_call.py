@@ -238,7 +238,7 @@ def test_a_request_of_very_many_pieces_is_joined_once() -> None:
 
 
 def test_requests_held_all_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relay_service.relay.HELD_REQUEST_BYTES_MAX", 250)
+    monkeypatch.setattr("relay_service.workers.HELD_REQUEST_BYTES_MAX", 250)
     bench = Bench()
     taken = [bench.call() for _ in range(3)]
     for call, _ in taken:

@@ -124,7 +124,7 @@ def test_what_an_envelope_says_is_quoted_in_short_and_not_remembered() -> None:
 
 
 def test_envelopes_in_the_making_share_the_room_for_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relay_service.relay.HELD_REQUEST_BYTES_MAX", 10_000)
+    monkeypatch.setattr("relay_service.workers.HELD_REQUEST_BYTES_MAX", 10_000)
     bench = Bench()
     first, _ = bench.call(ENVELOPE)
     first.on_request_data(framed(b"x" * 9_500)[:-1], end=False)
@@ -137,4 +137,4 @@ def test_envelopes_in_the_making_share_the_room_for_requests(monkeypatch: pytest
     third.on_request_data(framed(envelope(value=b"y" * 9_000)), end=True)
     assert len(bench.upstream.attempts) == 1, "the envelope's own room is given back to the call inside"
     bench.upstream.last.end(OK)
-    assert bench.relay._held_bytes == 0
+    assert bench.relay.workers.held_bytes == 0

@@ -165,7 +165,8 @@ class Bench:
         assert keys is not None
         state = keys.state()
         counts = (state.flights, state.waiting, state.leases, self.relay.in_flight)
-        return counts == (0, 0, 0, 0) and self.relay.admission.busy == 0 and self.relay._held_bytes == 0
+        workers = self.relay.workers
+        return counts == (0, 0, 0, 0) and workers.shared.busy == workers.held_bytes == 0
 
 
 async def true(condition: Callable[[], bool]) -> None:

@@ -167,7 +167,7 @@ def check_nothing_is_left(world: KeyedWorld) -> None:
         state = relay.keys.state()
         assert (state.flights, state.waiting, state.leases) == (0, 0, 0), said
         assert (relay.in_flight, relay.admission.busy, relay.admission.queued) == (0, 0, 0), said
-        assert relay._held_bytes == 0, said
+        assert relay.workers.held_bytes == 0, said
         assert node.observer.received == sum(node.observer.by_fate.values()), said
 
 
