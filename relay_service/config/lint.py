@@ -4,7 +4,7 @@ Two kinds: what the same words would do in a stock gRPC client (the file may be 
 what defeats itself here. A finding never stops the relay; an error does, and is a `Problem`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import StrEnum
@@ -114,6 +114,8 @@ class Rule(StrEnum):
     """An upstream without a route."""
     METHOD_UNROUTED = "method-unrouted"
     """Words about a method that no route reaches."""
+    SAFETY_UNDECLARED = "safety-undeclared"
+    """A method of the service of which nobody says what a repeat does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,21 @@ def findings(document: Document, target: str) -> list[Finding]:
         *_standing(document.content, policy),
         *_letters(document.content, policy),
         *_unused(document.content, policy),
+    ]
+
+
+def undeclared(document: Document, target: str, by_proto: Mapping[str, Safety | None]) -> list[Finding]:
+    """The methods of which nobody says what a second execution would do.
+
+    ``by_proto`` is what the protos say, by ``package.Service/Method``; methods without a route are left out.
+    Raises ConfigError as `findings` does.
+    """
+    policy = build_policy(document, target)
+    text = "neither its idempotency_level nor relay.methods says what a repeat does: taken for NONE"
+    return [
+        Finding(Rule.SAFETY_UNDECLARED, method, text)
+        for method, safety in sorted(by_proto.items())
+        if safety is None and policy.route(method) and policy.method_policy(method).safety is None
     ]
 
 

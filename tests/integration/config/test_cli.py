@@ -7,13 +7,21 @@ import sys
 from pathlib import Path
 
 import pytest
+from google.protobuf import timestamp_pb2
+from google.protobuf.descriptor import FileDescriptor
+from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 from typer.testing import CliRunner
 
+from protos.downstream.v1 import payment_pb2
 from relay_service.cli.app import app
 from relay_service.core.reason import Reason
 from relay_service.core.status import Code
 
 CHARGE = "downstream.v1.PaymentService/Charge"
+UNDECLARED = [
+    f"downstream.v1.PaymentService/{name}" for name in ("Authorize", "Charge", "ChargeBatch", "UploadCharges")
+]
+"""Of which the protos of the practice service say nothing."""
 
 
 def run_process(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -28,6 +36,14 @@ def one_line(stderr: str) -> str:
     (line,) = stderr.splitlines()
     assert line.startswith("error: ")
     return line
+
+
+def descriptor_set(folder: Path, *files: FileDescriptor) -> Path:
+    """A file as protoc writes it."""
+    path = folder / "service.pb"
+    protos = [FileDescriptorProto.FromString(file.serialized_pb) for file in files]
+    path.write_bytes(FileDescriptorSet(file=protos).SerializeToString())
+    return path
 
 
 class TestExplain:
@@ -86,6 +102,53 @@ class TestLint:
         failed = cli.invoke(app, ["lint", "--json", str(policy_file({"x": 1}))])
         assert failed.exit_code == 1
         assert [error["path"] for error in json.loads(failed.stdout)["errors"]] == ["x"]
+
+    def test_methods_that_nobody_has_declared_are_listed_from_a_descriptor_set(
+        self, cli: CliRunner, tmp_path: Path
+    ) -> None:
+        file = descriptor_set(tmp_path, payment_pb2.DESCRIPTOR, timestamp_pb2.DESCRIPTOR)
+        result = cli.invoke(app, ["lint", "default", "--descriptors", str(file)])
+        assert (result.exit_code, result.stderr) == (0, "")
+        *warnings, last = result.stdout.splitlines()
+        assert [line.split(": ")[2] for line in warnings] == UNDECLARED
+        assert all(line.endswith("[safety-undeclared]") for line in warnings)
+        assert last == "default: no errors, 4 warnings"
+
+    def test_the_practice_services_policy_leaves_none(self, cli: CliRunner, server: str) -> None:
+        assert UNDECLARED[0] in cli.invoke(app, ["lint", "default", "--descriptors", server]).stdout
+        result = cli.invoke(app, ["lint", "payments-demo", "--descriptors", server])
+        assert result.stdout == "payments-demo: no errors, 0 warnings\n"
+
+    @pytest.mark.parametrize(
+        ("content", "told"),
+        [
+            (None, "cannot be read: No such file or directory"),
+            (b"\xff\xff", "is no descriptor set"),
+            (b"", "describes nothing"),
+        ],
+    )
+    def test_descriptors_that_cannot_be_used_are_2(
+        self, cli: CliRunner, tmp_path: Path, content: bytes | None, told: str
+    ) -> None:
+        file = tmp_path / "service.pb"
+        if content is not None:
+            file.write_bytes(content)
+        result = cli.invoke(app, ["lint", "default", "--descriptors", str(file)])
+        assert result.exit_code == 2
+        assert told in one_line(result.stderr)
+
+    def test_a_descriptor_set_without_its_imports_says_what_it_lacks(
+        self, cli: CliRunner, tmp_path: Path
+    ) -> None:
+        file = descriptor_set(tmp_path, payment_pb2.DESCRIPTOR)
+        result = cli.invoke(app, ["lint", "default", "--descriptors", str(file)])
+        assert result.exit_code == 2
+        assert "write it with --include_imports" in one_line(result.stderr)
+
+    def test_descriptors_at_an_address_where_nobody_is_are_2(self, cli: CliRunner) -> None:
+        result = cli.invoke(app, ["lint", "default", "--descriptors", "127.0.0.1:1"])
+        assert result.exit_code == 2
+        assert "Is it running?" in one_line(result.stderr)
 
 
 class TestCall:

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from relay_service.config.document import read_document
-from relay_service.config.lint import Rule, findings, longest_backoffs_s
+from relay_service.config.lint import Rule, findings, longest_backoffs_s, undeclared
+from relay_service.core.evidence import Safety
 from relay_service.core.policy import RetryPolicy
 
 TARGET = "127.0.0.1:50052"
@@ -177,7 +178,7 @@ def test_a_suspicious_file_gets_exactly_the_finding_it_deserves(
 
 
 def test_every_rule_has_a_file_that_breaks_it() -> None:
-    assert {rule for _, rule, _ in SUSPICIOUS} == set(Rule)
+    assert {rule for _, rule, _ in SUSPICIOUS} == set(Rule) - {Rule.SAFETY_UNDECLARED}
 
 
 def test_switching_retries_off_by_name_is_a_decision_and_no_finding(policy_file) -> None:
@@ -207,3 +208,26 @@ def test_upstreams_that_are_kept_apart_or_share_on_purpose_are_no_finding(
 def test_the_longest_backoffs_are_summed_up_to_their_cap() -> None:
     policy = RetryPolicy(max_attempts=5, initial_backoff_s=1, max_backoff_s=3, backoff_multiplier=2)
     assert longest_backoffs_s(policy) == 1 + 2 + 3 + 3
+
+
+def test_a_method_is_undeclared_when_neither_its_proto_nor_the_policy_says_what_a_repeat_does(
+    policy_file,
+) -> None:
+    by_proto = {
+        "a.B/ProtoSays": Safety.IDEMPOTENT,
+        "a.B/PolicySays": None,
+        "a.B/NobodySays": None,
+        "a.C/ItsServiceSays": None,
+        "x.Y/NoRoute": None,
+    }
+    methods = [
+        {"name": [{"service": "a.B", "method": "PolicySays"}], "safety": "NONE"},
+        {"name": [{"service": "a.C"}], "safety": "KEYED"},
+        {"name": [{"service": "a.B"}], "maxTimeout": "5s"},
+    ]
+    routes = [{"service": "a.B", "upstream": "a"}, {"service": "a.C", "upstream": "b"}]
+    document = read_document(str(policy_file({"relay": ROUTED | {"routes": routes, "methods": methods}})))
+    found = undeclared(document, TARGET, by_proto)
+    assert [(finding.rule, finding.path) for finding in found] == [(Rule.SAFETY_UNDECLARED, "a.B/NobodySays")]
+    everything = read_document(str(policy_file({"relay": {"preset": "read-heavy"}})))
+    assert undeclared(everything, TARGET, by_proto) == []
