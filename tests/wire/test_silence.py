@@ -75,9 +75,13 @@ async def test_one_attempt_given_up_is_enough_to_find_a_dead_connection(
     up = upstream(hole.target, connections=1, liveness=QUICK)
     assert await up.wait_ready(5)
     connection = up._usable[0]
+    answered = new_sink()
+    ask(up, answered)
+    await answered.end()  # nothing of the connection's beginning is still on its way
+    written_id = connection._written_id
     hole.blackholed = True
     started = ask(up, new_sink())
-    await eventually(lambda: connection._written_id)
+    await eventually(lambda: connection._written_id > written_id)
     started.cancel()
     await eventually(lambda: up.counters.disconnects)
     assert "ping" in up.counters.last_error

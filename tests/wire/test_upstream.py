@@ -261,6 +261,8 @@ async def test_an_attempt_overtaken_by_goaway_before_it_left_may_be_sent_elsewhe
     up = upstream(server.target, connections=1)
     assert await up.wait_ready(5)
     connection = up._usable[0]
+    # After its GOAWAY the server's engine takes no bytes any more.
+    await server.peers[0].until(lambda: server.peers[0].of(ngh2.SettingsAcknowledged))
     connection._write_blocked = True  # what is queued stays with the engine
     sink = new_sink()
     ask(up, sink)
