@@ -79,7 +79,7 @@ ROUNDS: tuple[tuple[Part, ...], ...] = (
         tests("stores", ("stores",), 90),
     ),
     (tests("core and simulation", ("core", "simulation"), 120, "-n", "2", "--dist", "worksteal"),),
-    (tests("integration", ("integration",), 200, *files_in(4)),),
+    (tests("integration", ("integration",), 240, *files_in(4)),),
     (tests("bench tools", ("bench",), 60),),
     (tests("chaos", tuple(f"chaos/{room}" for room in CHAOS_ROOMS), 150, *files_in(3)),),
     # No second run: the lab gives one itself, to promises that hang on time, and to those of safety none.

@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import apsw
@@ -26,7 +26,7 @@ async def opened(path: Path | str, policy: KeyPolicy = KeyPolicy.ENFORCE) -> Asy
 
 
 def sequences_in(path: Path) -> list[int]:
-    with sqlite3.connect(path) as database:
+    with closing(sqlite3.connect(path)) as database:
         return [row[0] for row in database.execute("SELECT sequence FROM charges ORDER BY sequence")]
 
 
@@ -164,11 +164,11 @@ async def test_a_second_service_on_the_same_file_is_refused(tmp_path: Path) -> N
 
 async def test_a_database_of_another_program_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "other.db"
-    with sqlite3.connect(path) as database:
+    with closing(sqlite3.connect(path)) as database:
         database.execute("CREATE TABLE recipes (name TEXT)")
     with pytest.raises(LedgerError, match="no ledger"):
         Ledger(str(path), KeyPolicy.ENFORCE)
-    with sqlite3.connect(path) as database:
+    with closing(sqlite3.connect(path)) as database:
         assert [row[0] for row in database.execute("SELECT name FROM sqlite_schema")] == ["recipes"]
 
 

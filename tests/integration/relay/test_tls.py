@@ -40,7 +40,10 @@ class Authority:
         return self.folder / "ca.pem"
 
     def make(self) -> None:
-        self._openssl("req", "-x509", *_NEW_KEY, "ca.key", "-out", "ca.pem", "-days", "2", "-subj", "/CN=ca")
+        self._openssl(
+            *("req", "-x509", *_NEW_KEY, "ca.key", "-out", "ca.pem", "-days", "2", "-subj", "/CN=ca"),
+            *("-addext", "keyUsage=critical,keyCertSign"),  # Python 3.13 asks for it
+        )
 
     def sign(self, name: str, alternative: str) -> tuple[Path, Path]:
         """A certificate for ``alternative`` (such as ``DNS:localhost``) and its key."""
