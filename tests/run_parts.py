@@ -83,7 +83,7 @@ ROUNDS: tuple[tuple[Part, ...], ...] = (
     (tests("bench tools", ("bench",), 60),),
     (tests("chaos", tuple(f"chaos/{room}" for room in CHAOS_ROOMS), 150, *files_in(3)),),
     # No second run: the lab gives one itself, to promises that hang on time, and to those of safety none.
-    (replace(tests("chaos scenarios", ("chaos/lab",), 240, *files_in(2)), memory=None),),
+    (replace(tests("chaos scenarios", ("chaos/lab",), 300, *files_in(2)), memory=None),),
 )
 
 
