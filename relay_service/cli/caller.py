@@ -149,21 +149,24 @@ async def encode(target: str, method: str, requests_json: Sequence[str]) -> list
 
 async def types_at(target: str) -> DescriptorPool | None:
     """The types that the server at ``target`` tells of; None when it tells of none."""
-    limits = ReflectionLimits(timeout_s=REFLECTION_TIMEOUT_MAX_S)
     async with grpc.aio.insecure_channel(target) as channel:
         try:
-            learned = await learn(channel, limits)
+            return _pool_of(await offered(channel))
         except (UpstreamUnreachableError, ReflectionNotOfferedError):
             return None
-    return _pool_of(resolve(learned.services, learned.files))
+
+
+async def offered(channel: grpc.aio.Channel, timeout_s: float = REFLECTION_TIMEOUT_MAX_S) -> DescriptorSet:
+    """What the server tells of by reflection. Raises as `relay_service.control.reflection_client.learn`."""
+    learned = await learn(channel, ReflectionLimits(timeout_s=timeout_s))
+    return resolve(learned.services, learned.files)
 
 
 async def _descriptors(channel: grpc.aio.Channel, wanted: Wanted) -> DescriptorPool:
     """The server's descriptors; our own where it tells of none."""
-    limits = ReflectionLimits(timeout_s=min(REFLECTION_TIMEOUT_MAX_S, wanted.timeout_s))
     service = wanted.method.partition("/")[0]
     try:
-        learned = await learn(channel, limits)
+        known = await offered(channel, min(REFLECTION_TIMEOUT_MAX_S, wanted.timeout_s))
     except UpstreamUnreachableError as error:
         raise UnreachableError(f"cannot reach {wanted.target}: {error}. Is it running?") from error
     except ReflectionNotOfferedError as error:
@@ -172,7 +175,6 @@ async def _descriptors(channel: grpc.aio.Channel, wanted: Wanted) -> DescriptorP
         raise UnusableCallError(
             f"{wanted.target} offers no reflection, so {service} is unknown: {error}"
         ) from error
-    known = resolve(learned.services, learned.files)
     if service not in known.services and _is_known_here(service):
         return descriptor_pool.Default()
     return _pool_of(known)

@@ -8,14 +8,9 @@ import grpc.aio
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.message import DecodeError
 
-from relay_service.cli.caller import REFLECTION_TIMEOUT_MAX_S
+from relay_service.cli.caller import offered
 from relay_service.control.descriptor_set import DescriptorSet, resolve
-from relay_service.control.reflection_client import (
-    ReflectionLimits,
-    ReflectionNotOfferedError,
-    UpstreamUnreachableError,
-    learn,
-)
+from relay_service.control.reflection_client import ReflectionNotOfferedError, UpstreamUnreachableError
 
 _ADDRESS = re.compile(r"\S+:\d{1,5}", re.ASCII)
 
@@ -59,9 +54,8 @@ def _in_file(path: Path) -> DescriptorSet:
 async def _at_server(address: str) -> DescriptorSet:
     async with grpc.aio.insecure_channel(address) as channel:
         try:
-            learned = await learn(channel, ReflectionLimits(timeout_s=REFLECTION_TIMEOUT_MAX_S))
+            return await offered(channel)
         except UpstreamUnreachableError as error:
             raise UndescribedError(f"cannot reach {address}: {error}. Is it running?") from error
         except ReflectionNotOfferedError as error:
             raise UndescribedError(f"{address} offers no reflection: name a descriptor set") from error
-    return resolve(learned.services, learned.files)
